@@ -1,0 +1,367 @@
+"""写歌词：`python inference.py --prompt 今夜我`，或不带 --prompt 进入对话。
+
+歌词写到标准输出，其余一切写到标准错误；标准输入不是终端时，每行一个开头，各写一首。
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import checkpoint
+import config as configuration
+import generation
+import runtime
+from checkpoint import BEST, CheckpointError
+from config import Flag, UserError
+from tokenizer import StreamingDecoder
+
+DESCRIPTION = "用训练好的检查点写歌词。不带 --prompt 时进入对话；/help 查看对话里的命令。"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEFAULTS = generation.Sampling()
+
+SONG_FLAGS = [
+    Flag("max_tokens", DEFAULTS.max_tokens, configuration.whole(1), "最多写多少个词元（约等于字数）"),
+    Flag("temperature", DEFAULTS.temperature, configuration.NOT_NEGATIVE, "温度：越高越出奇，0 为每步取最可能的"),
+    Flag(
+        "top_p",
+        DEFAULTS.top_p,
+        configuration.number(lambda v: 0 < v <= 1, "大于 0、不超过 1 的数"),
+        "只在概率合计达到它的词元里抽",
+    ),
+    Flag("top_k", DEFAULTS.top_k, configuration.whole(0), "只在最可能的这么多个词元里抽；0 为不限"),
+    Flag(
+        "repetition_penalty",
+        DEFAULTS.repetition_penalty,
+        configuration.POSITIVE,
+        "大于 1 时少重复已写过的词元（换行除外）",
+    ),
+    Flag("num_samples", 1, configuration.whole(1, 4096), "同时写几首"),
+    Flag(
+        "seed", None, configuration.whole(0, 2**31 - 1, optional=True), "随机种子；同样的种子写出同样的歌词，不给则随机"
+    ),
+    Flag("title", None, configuration.text(optional=True), "歌名（模型训练时见过「歌名 → 歌词」）"),
+    Flag("singer", None, configuration.text(optional=True), "歌手风格"),
+]
+FLAGS = [
+    Flag(
+        "checkpoint", Path(configuration.CHECKPOINT_DIR) / BEST, configuration.path(), "检查点；架构与分词器都从它读出"
+    ),
+    Flag("prompt", None, configuration.text(), "歌词的开头"),
+    *SONG_FLAGS,
+    Flag("device", "auto", configuration.text(), "auto、cpu、cuda、cuda:1、mps"),
+    Flag("dtype", "auto", configuration.one_of("auto", *DTYPES), "auto 取这台机器上最快的"),
+]
+
+
+@dataclass
+class Settings:
+    """写一首歌的设置；名称与命令行参数相同。"""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+    num_samples: int
+    seed: int | None
+    title: str | None
+    singer: str | None
+
+
+@dataclass
+class Song:
+    """写出的一首。
+
+    Attributes:
+        tokens: 从 `<s>` 起的全部词元。
+        text: 歌词正文，含开头。
+        ended: 是否由模型自己收尾（写出 `</s>`）。
+    """
+
+    tokens: list[int]
+    text: str
+    ended: bool = False
+
+
+def main(argv: Sequence[str]) -> int:
+    given = configuration.parse_flags(FLAGS, argv, "inference.py", DESCRIPTION)
+    options = {flag.name: given.get(flag.name, flag.default) for flag in FLAGS}
+    settings = Settings(**{flag.name: options[flag.name] for flag in SONG_FLAGS})
+    _check_text(settings.title, settings.singer, options["prompt"])
+    root = Path.cwd() if "checkpoint" in given else configuration.REPOSITORY
+    writer = load_writer(root / options["checkpoint"], options["device"], options["dtype"])
+    try:
+        if options["prompt"] or settings.title or settings.singer:
+            print_songs(writer, options["prompt"] or "", settings)
+        elif sys.stdin.isatty():
+            Conversation(writer, settings).run()
+        else:
+            for line in _prompts_from_pipe():
+                print_songs(writer, line, settings)
+                print(flush=True)
+    except KeyboardInterrupt:
+        print(flush=True)
+        return 130
+    except BrokenPipeError:  # 读我们输出的程序先走了，例如 head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def load_writer(path: Path, device_name: str, dtype_name: str) -> "Writer":
+    """读检查点，备好模型。
+
+    Raises:
+        CheckpointError, DeviceError: 见各自的说明。
+    """
+    device = runtime.pick_device(device_name)
+    if not path.is_file():
+        raise CheckpointError(f"找不到检查点：{path}\n请先训练（python train.py），或用 --checkpoint 指明文件")
+    contents = checkpoint.load(path)
+    model, tokenizer = checkpoint.restore(contents, path)
+    dtype = DTYPES.get(dtype_name) or runtime.native_half(device) or torch.float32
+    model = model.to(device, dtype).eval().requires_grad_(False)
+    bpc = f"，验证 {contents['val_bpc']:.3f} 比特/字" if contents["val_bpc"] is not None else ""
+    _tell(f"已载入 {path}（第 {contents['iter']} 步{bpc}）· {runtime.device_name(device)} · {str(dtype)[6:]}")
+    return Writer(model, tokenizer)
+
+
+class Writer:
+    """模型与分词器：从开头写出歌词。"""
+
+    def __init__(self, model, tokenizer) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.songs: list[Song] = []  # 最近写的；中途停下时是已写的部分
+
+    def write(self, prompt: str, settings: Settings, seed: int, show: Callable[[str], None]) -> list[Song]:
+        """从 prompt 写 num_samples 首；只写一首时，show 随写随收文字（不含 prompt）。"""
+        tokens = self.tokenizer.song(prompt, settings.title or "", settings.singer or "")
+        self.songs = [Song(list(tokens), prompt) for _ in range(settings.num_samples)]
+        self._continue(self.songs, settings, seed, show)
+        return self.songs
+
+    def extend(self, song: Song, settings: Settings, seed: int, show: Callable[[str], None]) -> None:
+        """接着写一首；已收尾的另起一行。"""
+        self.songs = [song]
+        if song.ended:
+            song.tokens.append(self.tokenizer.newline_id)
+            song.text += "\n"
+            song.ended = False
+            show("\n")
+        self._continue(self.songs, settings, seed, show)
+
+    def _continue(self, songs: list[Song], settings: Settings, seed: int, show: Callable[[str], None]) -> None:
+        sampling = generation.Sampling(
+            max_tokens=settings.max_tokens,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            repetition_penalty=settings.repetition_penalty,
+            seed=seed,
+        )
+        decoders = [StreamingDecoder(self.tokenizer) for _ in songs]
+        before = [len(song.tokens) for song in songs]
+        for step in generation.generate(
+            self.model,
+            list(songs[0].tokens),
+            sampling,
+            stop_id=self.tokenizer.eos_id,
+            banned_ids=self.tokenizer.never_written,
+            unpunished_ids=[self.tokenizer.newline_id],
+            num_samples=len(songs),
+        ):
+            for row, token in step:
+                songs[row].tokens.append(token)
+                text = decoders[row].push(token)
+                songs[row].text += text
+                if len(songs) == 1 and text:
+                    show(text)
+        for song, length in zip(songs, before, strict=True):
+            song.ended = len(song.tokens) - length < settings.max_tokens
+
+
+def print_songs(writer: Writer, prompt: str, settings: Settings) -> None:
+    """写好的歌送到标准输出：一首时边写边送，几首时写完再依次送。"""
+    seed = settings.seed if settings.seed is not None else secrets.randbelow(2**31 - 1)
+    _tell(f"种子 {seed}")
+    if settings.num_samples == 1:
+        _show(prompt)
+        writer.write(prompt, settings, seed, _show)
+        print(flush=True)
+        return
+    writer.write(prompt, settings, seed, _show)
+    for number, song in enumerate(writer.songs, 1):
+        if number > 1:
+            print()
+        sys.stdout.flush()
+        _tell(f"── 第 {number} 首 ──")
+        print(song.text, flush=True)
+
+
+# ---------------------------------------------------------------------------
+# 对话
+# ---------------------------------------------------------------------------
+
+HELP = """输入歌词的开头，回车开始写；Ctrl-C 停下这一首，Ctrl-D 离开。
+  /again            用同样的开头另写一首
+  /more             接着往下写
+  /set              查看设置；/set temperature 0.8 改一项（none 表示不用）
+  /save 文件        把刚写的歌词添到文件末尾
+  /help             本说明
+  /quit             离开"""
+
+
+class Conversation:
+    """对话：一次载入，反复写。"""
+
+    def __init__(self, writer: Writer, settings: Settings) -> None:
+        self.writer, self.settings = writer, settings
+        self.prompt: str | None = None
+        self.commands = {
+            "/again": self.again,
+            "/more": self.more,
+            "/set": self.set,
+            "/save": self.save,
+            "/help": lambda _: _tell(HELP),
+        }
+
+    def run(self) -> None:
+        with contextlib.suppress(ImportError):  # 行编辑与历史；Windows 上没有
+            import readline  # noqa: F401
+        _tell("输入歌词的开头，回车开始写；/help 查看命令，Ctrl-D 离开。")
+        while True:
+            try:
+                line = _read_line("歌词> ").strip()
+            except KeyboardInterrupt:
+                _tell("")
+                continue
+            except EOFError:
+                _tell("")
+                return
+            if line in ("/quit", "/exit"):
+                return
+            try:
+                self.answer(line)
+            except KeyboardInterrupt:
+                print(flush=True)
+                _tell("（已停下；/more 接着写）")
+            except UserError as error:
+                _tell(str(error))
+
+    def answer(self, line: str) -> None:
+        """一行输入：命令，或歌词的开头。"""
+        if not line:
+            return
+        if not line.startswith("/"):
+            _check_text(line)
+            self.prompt = line
+            self._write(self._seed())
+            return
+        name, _, argument = line.partition(" ")
+        if name not in self.commands:
+            near = difflib.get_close_matches(name, [*self.commands, "/quit"], n=1, cutoff=0.5)
+            raise UserError(f"没有命令 {name}" + (f"，是否指 {near[0]}？" if near else "；/help 查看全部命令"))
+        self.commands[name](argument.strip())
+
+    def again(self, _: str) -> None:
+        if self.prompt is None:
+            raise UserError("还没有写过；先输入一个开头")
+        if self.settings.seed is not None:  # 固定的种子也要换一首
+            self.settings.seed = (self.settings.seed + self.settings.num_samples) % 2**31
+        self._write(self._seed())
+
+    def more(self, _: str) -> None:
+        if not self.writer.songs:
+            raise UserError("还没有写过；先输入一个开头")
+        song = self.writer.songs[-1]
+        self.writer.extend(song, self.settings, self._seed(), _show)
+        print(flush=True)
+        self._tell_if_cut()
+
+    def set(self, argument: str) -> None:
+        flags = {flag.name: flag for flag in SONG_FLAGS}
+        if not argument:
+            for name, value in dataclasses.asdict(self.settings).items():
+                _tell(f"  {name:<20}{'none' if value is None else value}")
+            return
+        name, _, value = argument.partition(" ")
+        name = name.lstrip("-")
+        if name not in flags:
+            near = difflib.get_close_matches(name, flags, n=1)
+            raise UserError(f"没有设置 {name}" + (f"，是否指 {near[0]}？" if near else "；/set 查看全部设置"))
+        found = configuration.parse_flags([flags[name]], [f"--{name}={value.strip()}"], "inference.py", "")
+        _check_text(found[name])
+        setattr(self.settings, name, found[name])
+        _tell(f"{name} = {'none' if found[name] is None else found[name]}")
+
+    def save(self, argument: str) -> None:
+        if not argument:
+            raise UserError("请写明文件，例如 /save 我的歌.txt")
+        if not self.writer.songs:
+            raise UserError("还没有可保存的歌词")
+        path = Path(argument).expanduser()
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write("\n\n".join(song.text for song in self.writer.songs) + "\n\n")
+        except OSError as error:
+            raise UserError(f"写不进 {path}：{error.strerror}") from None
+        _tell(f"已添到 {path} 末尾")
+
+    def _seed(self) -> int:
+        return self.settings.seed if self.settings.seed is not None else secrets.randbelow(2**31 - 1)
+
+    def _write(self, seed: int) -> None:
+        print_songs(self.writer, self.prompt, dataclasses.replace(self.settings, seed=seed))
+        self._tell_if_cut()
+
+    def _tell_if_cut(self) -> None:
+        if not all(song.ended for song in self.writer.songs):
+            _tell(f"（写满 {self.settings.max_tokens} 个词元；/more 接着写）")
+
+
+# ---------------------------------------------------------------------------
+# 输入与输出
+# ---------------------------------------------------------------------------
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _show(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _read_line(prompt: str) -> str:
+    if sys.stdout.isatty():
+        return input(prompt)
+    print(prompt, end="", file=sys.stderr, flush=True)  # 标准输出只有歌词
+    return input()
+
+
+def _prompts_from_pipe() -> Iterable[str]:
+    sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    for line in sys.stdin:
+        if line.strip():
+            yield line.strip()
+
+
+def _check_text(*texts: Any) -> None:
+    """命令行或终端里编码有误的文字会带孤立代理项，分词器不收。"""
+    for text in texts:
+        if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError("文字的编码有误：请用 UTF-8 的终端输入")
+
+
+if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # 终端编码写不出的字写成问号，而不是报错
+    configuration.run_script(main, UserError, CheckpointError, runtime.DeviceError)
