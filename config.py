@@ -366,8 +366,12 @@ def _check_together(values: dict[str, Any]) -> None:
 
 
 def replaced_by_preset(config: Any) -> dict[str, Any]:
-    """预设换掉的常量：{常量名: 预设的值}。"""
-    return {name: value for name, value in PRESETS[config.preset].items() if value != globals()[name]}
+    """预设换掉、命令行又没有另定的常量：{常量名: 预设的值}。"""
+    return {
+        name: value
+        for name, value in PRESETS[config.preset].items()
+        if value != globals()[name] and value == getattr(config, name.lower())
+    }
 
 
 def changed_from_constants(config: Any) -> dict[str, Any]:

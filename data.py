@@ -672,11 +672,12 @@ def validation_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """验证批次：依次的不重叠窗口，每个词元恰好预测一次；最后一窗用 IGNORED 补齐。
 
-    超过 most 批时取均匀分布、每次相同的一部分。
+    Args:
+        most: 最多多少个窗口；超过时取均匀分布、每次相同的一部分，与 batch_size 无关。
     """
     starts = np.arange(0, len(tokens) - 1, seq_len)
-    if len(starts) > most * batch_size:
-        starts = starts[np.linspace(0, len(starts) - 1, most * batch_size).astype(np.int64)]
+    if len(starts) > most:
+        starts = starts[np.linspace(0, len(starts) - 1, most).astype(np.int64)]
     for first in range(0, len(starts), batch_size):
         positions = starts[first : first + batch_size, None] + np.arange(seq_len + 1)
         window = tokens[np.minimum(positions, len(tokens) - 1)].astype(np.int64)

@@ -106,8 +106,12 @@ def setup(device_name: str, use_amp: bool, seed: int) -> Runtime:
     """选定设备与精度、设随机种子。"""
     device = pick_device(device_name)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        if device.index is not None:
+            torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
+    if device.type == "cpu":  # 编译后的词嵌入梯度默认用原子加法，次序不定，接着训练就不能逐位重现
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
     torch.manual_seed(seed)
     return Runtime(device, native_half(device) if use_amp else None)
 

@@ -359,12 +359,13 @@ class Trainer:
         """(每词元损失 nat, 每字比特数)。比特数以验证歌曲的字数（含换行、歌名、歌手）为分母，各种词表可比。"""
         config = self.config
         size = config.micro_batch_size or config.batch_size
+        windows = config.eval_iters * config.batch_size  # 与微批次的大小无关
         characters = torch.from_numpy(self.tokenizer.token_characters)
         self.model.eval()
         nats = torch.zeros((), dtype=torch.float64)
         tokens = written = 0
         with torch.no_grad(), self.environment.autocast():
-            for x, y in data.validation_batches(self.corpus.val, config.max_seq_len, size, config.eval_iters):
+            for x, y in data.validation_batches(self.corpus.val, config.max_seq_len, size, windows):
                 targets = torch.from_numpy(y)
                 nats += self.model.loss(
                     torch.from_numpy(x).to(self.environment.device), targets.to(self.environment.device)
