@@ -64,7 +64,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "N_HEADS": 4,
         "N_EMBED": 256,
         "MAX_SEQ_LEN": 256,
-        "TRAIN_ITERS": 600,
+        "TRAIN_ITERS": 400,
         "BATCH_SIZE": 8,
         "LEARNING_RATE": 1e-3,
         "MIN_LR": 1e-4,
@@ -120,11 +120,11 @@ def one_of(*choices: str) -> Rule:
 
 
 def text(optional: bool = False) -> Rule:
-    return Rule(str, lambda v: bool(v.strip()), "不能为空", optional)
+    return Rule(str, lambda v: True, "不能为空", optional)
 
 
 def path(optional: bool = False) -> Rule:
-    return Rule(Path, lambda v: bool(str(v).strip()), "不能为空", optional)
+    return Rule(Path, lambda v: True, "不能为空", optional)
 
 
 BOOLEAN = Rule(bool, lambda v: True, "true 或 false")
@@ -186,6 +186,8 @@ def convert(value: Any, rule: Rule) -> Any:
         if isinstance(value, bool):
             raise ValueError
         value = float(value) if rule.kind is float else _whole_number(value)
+    elif isinstance(value, str) and not value.strip():
+        raise ValueError
     else:
         value = rule.kind(value)
     if not rule.accepts(value):
@@ -315,8 +317,12 @@ def flags() -> list[Flag]:
     return [Flag(name.lower(), globals()[name], rule, described.get(name, "")) for name, rule in RULES.items()]
 
 
-Config = dataclasses.make_dataclass("Config", [(name.lower(), rule.kind) for name, rule in RULES.items()], frozen=True)
-Config.__doc__ = "决定好的配置（不可变）：每个常量一个小写字段。"
+Config = dataclasses.make_dataclass(
+    "Config",
+    [(name.lower(), rule.kind) for name, rule in RULES.items()],
+    namespace={"__doc__": "决定好的配置（不可变）：每个常量一个小写字段。"},
+    frozen=True,
+)
 
 
 def resolve(argv: Sequence[str], has_accelerator: bool, program: str = "train.py", description: str = "") -> Any:

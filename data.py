@@ -471,22 +471,7 @@ def prepare(
             return cached
 
     report: dict[str, Any] = {}
-    size = sum(path.stat().st_size for path in files) / 1e6
-    say(f"读取并清洗 {len(files)} 个文件（{size:.1f} MB）…")
-    songs = read_songs(files, report, progress)
-    if not songs:
-        reasons = "、".join(f"{reason} {count} 首" for reason, count in report["dropped"].items()) or "文件里没有歌"
-        raise CorpusError(f"{lyrics_dir} 清洗后没有剩下一首歌：{reasons}")
-    say(f"在 {len(songs):,} 首里找重复…")
-    keys = [content_key(song.text) for song in songs]
-    copies = near_copies(keys)
-    identical = sum(keys[later] == keys[earlier] for later, earlier in copies.items())
-    report |= {"identical": identical, "near_copies": len(copies) - identical}
-    songs = [song for index, song in enumerate(songs) if index not in copies]
-    keys = [key for index, key in enumerate(keys) if index not in copies]
-    if len(songs) < 2:
-        raise CorpusError(f"{lyrics_dir} 清洗去重后只剩 1 首歌，训练与验证至少各要一首")
-
+    songs, keys = _distinct_songs(lyrics_dir, files, report, say, progress)
     train, val, digests = split_songs(keys, val_fraction)
     if known is None:
         lines = [line for index in train for part in songs[index] if part for line in part.split("\n")]
@@ -495,30 +480,54 @@ def prepare(
         _save_trained_tokenizer(known, tokenizer_path, cache_dir, tokenizer_key)
     say(f"编码 {len(songs):,} 首歌…")
     named = [_with_header(song, digest) for song, digest in zip(songs, digests, strict=True)]
-    streams = {
-        name: _encode([named[index] for index in indices], known, progress)
-        for name, indices in (("train", train), ("val", val))
-    }
-    texts = {
-        name: [song.name + song.singer + song.text for song in (named[index] for index in indices)]
-        for name, indices in (("train", train), ("val", val))
-    }
+    sides = {"train": [named[index] for index in train], "val": [named[index] for index in val]}
+    streams = {name: _encode(side, known, progress) for name, side in sides.items()}
+    report |= _statistics(songs, sides, streams, known)
+    _save_cache(cache_dir, streams, known, fingerprint, report)
+    return _load_cache(cache_dir, known, fingerprint)
+
+
+def _distinct_songs(
+    folder: Path, files: Sequence[Path], report: dict[str, Any], say: Say, progress: Say
+) -> tuple[list[Song], list[str]]:
+    """清洗、去重之后的歌和它们的 `content_key`；report 记下各步的数目。"""
+    size = sum(path.stat().st_size for path in files) / 1e6
+    say(f"读取并清洗 {len(files)} 个文件（{size:.1f} MB）…")
+    songs = read_songs(files, report, progress)
+    if not songs:
+        reasons = "、".join(f"{reason} {count} 首" for reason, count in report["dropped"].items()) or "文件里没有歌"
+        raise CorpusError(f"{folder} 清洗后没有剩下一首歌：{reasons}")
+    say(f"在 {len(songs):,} 首里找重复…")
+    keys = [content_key(song.text) for song in songs]
+    copies = near_copies(keys)
+    identical = sum(keys[later] == keys[earlier] for later, earlier in copies.items())
+    report |= {"identical": identical, "near_copies": len(copies) - identical}
+    songs = [song for index, song in enumerate(songs) if index not in copies]
+    keys = [key for index, key in enumerate(keys) if index not in copies]
+    if len(songs) < 2:
+        raise CorpusError(f"{folder} 清洗去重后只剩 1 首歌，训练与验证至少各要一首")
+    return songs, keys
+
+
+def _statistics(
+    songs: Sequence[Song], sides: dict[str, list[Song]], streams: dict[str, np.ndarray], tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """划分与编码之后的数目，和字一元模型的每字比特数。"""
     characters = sum(len(song.text) for song in songs)
-    text_tokens = sum(len(stream) for stream in streams.values())
-    report |= {
+    tokens = sum(len(stream) for stream in streams.values())
+    texts = {name: [song.name + song.singer + song.text for song in side] for name, side in sides.items()}
+    return {
         "songs": len(songs),
         "characters": characters,
-        "tokens": text_tokens,
-        "tokens_per_character": text_tokens / characters,
-        "vocab_size": known.vocab_size,
-        "train_songs": len(train),
-        "val_songs": len(val),
+        "tokens": tokens,
+        "tokens_per_character": tokens / characters,
+        "vocab_size": tokenizer.vocab_size,
+        "train_songs": len(sides["train"]),
+        "val_songs": len(sides["val"]),
         "train_tokens": len(streams["train"]),
         "val_tokens": len(streams["val"]),
         "unigram_bpc": unigram_bits_per_character(texts["train"], texts["val"]),
     }
-    _save_cache(cache_dir, streams, known, fingerprint, report)
-    return _load_cache(cache_dir, known, fingerprint)
 
 
 def _with_header(song: Song, digest: int) -> Song:

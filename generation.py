@@ -11,6 +11,8 @@ from torch import Tensor
 
 from model import GPT, KVCache
 
+LOWEST_TEMPERATURE = 1e-6  # 更低的温度会在 float32 里溢出；这么低已与贪心无异
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -70,7 +72,8 @@ def sample(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
         return logits.argmax(dim=-1)
     count = min(sampling.top_k or logits.size(-1), logits.size(-1))
     top, index = torch.topk(logits, count) if sampling.top_k else logits.sort(dim=-1, descending=True)
-    probabilities = torch.softmax(top / sampling.temperature, dim=-1)
+    temperature = max(sampling.temperature, LOWEST_TEMPERATURE)
+    probabilities = torch.softmax((top - top[:, :1]) / temperature, dim=-1)
     cumulative = probabilities.cumsum(dim=-1)
     # 保留累积概率首次达到 top_p 为止的词元，至少一个。
     kept = (cumulative - probabilities < sampling.top_p).sum(dim=-1, keepdim=True)  # (B, 1)

@@ -18,7 +18,7 @@ import sentencepiece
 CONTROL_SYMBOLS = ("<title>", "<singer>", "<lyric>")
 RESERVED = 7 + 256 + 1  # 特殊词元与换行、字节词元、空格
 SPACE_MARK = "\u2581"  # sentencepiece 内部用它表示空格；文字里真有它时走字节词元
-CHARACTERS_PER_TOKEN_FLOOR = 16  # 语料字数 / 词表大小的下限，再大的词表多数词元练不到几次
+CHARACTERS_PER_TOKEN_FLOOR = 24  # 语料字数 / 词表大小的下限，再大的词表多数词元练不到几次
 LOWEST_COVERAGE = 0.98  # sentencepiece 接受的最低单字覆盖率
 TRAINING_SENTENCES = 1_000_000  # 训练分词器最多抽取的行数
 SETTINGS_VERSION = 1  # 训练方法有变时加一，旧分词模型随之重训
@@ -44,6 +44,8 @@ class Tokenizer:
 
     def __init__(self, model_bytes: bytes) -> None:
         try:
+            if not model_bytes:  # 空的模型 sentencepiece 不报错，只会在每次调用时刷屏
+                raise RuntimeError
             processor = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
         except RuntimeError:
             raise TokenizerError("分词模型损坏") from None
@@ -132,7 +134,7 @@ def _count_characters(piece: bytes) -> int:
 
 
 def achievable_vocab_size(characters: int, distinct: int, wanted: int) -> int:
-    """语料撑得起的词表大小：平均每个词元至少 16 个字的语料，但容得下全部单字。"""
+    """语料撑得起的词表大小：平均每个词元至少 24 个字的语料，但容得下全部单字。"""
     return min(wanted, max(RESERVED + distinct, characters // CHARACTERS_PER_TOKEN_FLOOR))
 
 
