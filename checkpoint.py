@@ -31,6 +31,7 @@ RESUME_KEYS = {
     "scaler": Mapping,
     "rng": Mapping,
     "best_val_loss": (float, type(None)),
+    "best_val_bpc": (float, type(None)),
     "corpus": str,
     "run_id": str,
 }

@@ -200,7 +200,7 @@ class Trainer:
         self.scaler.load_state_dict(previous["scaler"]) if self.scaler.is_enabled() and previous["scaler"] else None
         self.iteration = previous["iter"]
         self.val_loss, self.val_bpc = previous["val_loss"], previous["val_bpc"]
-        self.best_val_loss = previous["best_val_loss"]
+        self.best_val_loss, self.best_val_bpc = previous["best_val_loss"], previous["best_val_bpc"]
         self.seed, self.run_id = previous["rng"]["seed"], previous["run_id"]
         self._announce_resumed(previous)
 
@@ -225,7 +225,7 @@ class Trainer:
             say(f"  沿用检查点的种子 {self.seed}（{config.seed} 不起作用）")
         if previous["corpus"] != self.corpus.fingerprint:
             moved = checkpoint.archive(config.checkpoint_dir, [BEST])
-            self.best_val_loss = None
+            self.best_val_loss = self.best_val_bpc = None
             say("  语料已变：沿用检查点的分词器，这次训练不再能逐位重现")
             say(f"  旧语料上的 best.pt 留在 {moved}" if moved else "  验证集已变，最佳成绩重新计")
 
@@ -425,6 +425,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "rng": {"seed": self.seed},  # 每步的随机性由 (种子, 步数) 决定
             "best_val_loss": self.best_val_loss,
+            "best_val_bpc": self.best_val_bpc,
             "corpus": self.corpus.fingerprint,
             "run_id": self.run_id,
         }
@@ -525,8 +526,8 @@ def announce_end(trainer: Trainer, signal_number: int | None) -> int:
         say("再次运行同一命令，就从这里接着训练。")
         return 128 + signal_number
     say(
-        f"训练完成：{trainer.iteration} 步。最好的验证损失 {trainer.best_val_loss:.4f}；"
-        f"最后一次 {trainer.val_bpc:.3f} 比特/字，字一元模型 {trainer.corpus.report['unigram_bpc']:.3f}。"
+        f"训练完成：{trainer.iteration} 步。最好的验证损失 {trainer.best_val_loss:.4f}，"
+        f"{trainer.best_val_bpc:.3f} 比特/字（字一元模型 {trainer.corpus.report['unigram_bpc']:.3f}）。"
     )
     say(f"最好的检查点：{config.checkpoint_dir / BEST}")
     say(f"写歌词：{inference_command(config)}")

@@ -417,7 +417,8 @@ def test_latest_keys_follow_the_contract(run):
     latest = torch.load(directory / "latest.pt", weights_only=True)
     promised = {"format", "model", "model_config", "config", "tokenizer", "iter", "val_loss", "val_bpc"}
     assert set(best) == promised
-    assert set(latest) == promised | {"optimizer", "scaler", "rng", "best_val_loss", "corpus", "run_id"}
+    resuming = {"optimizer", "scaler", "rng", "best_val_loss", "best_val_bpc", "corpus", "run_id"}
+    assert set(latest) == promised | resuming
     assert not any(name.startswith(("_orig_mod.", "module.")) for name in latest["model"])
     assert latest["config"]["preset"] == "cpu"
 
