@@ -8,6 +8,7 @@
 6. 批次：第 n 步的批次只由 (种子, n) 决定，接着训练时不必重放。
 """
 
+import codecs
 import functools
 import hashlib
 import html
@@ -103,7 +104,7 @@ def decode_bytes(content: bytes, path: Path) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        position = error.start
+        position = error.start + 3 * content.startswith(codecs.BOM_UTF8)
     tolerant = content.decode("utf-8", errors="replace")
     broken = tolerant.count("\ufffd")
     proper = sum(character > "\u07ff" for character in tolerant) - broken
@@ -114,10 +115,19 @@ def decode_bytes(content: bytes, path: Path) -> str:
             position = error.start
         else:
             private = re.search("[\ue000-\uf8ff]", decoded)  # 其他编码误读成 GB18030 时的典型结果
-            if private is None:
+            if private is None and not _is_shift_jis(content):
                 return decoded
-            position = len(decoded[: private.start()].encode("gb18030"))
+            position = len(decoded[: private.start()].encode("gb18030")) if private else position
     raise CorpusError(f"{path}：第 {position} 字节处既不是 UTF-8 也不是 GB18030，请先转换成 UTF-8")
+
+
+def _is_shift_jis(content: bytes) -> bool:
+    """按 Shift-JIS 读出大量全角假名的，就是 Shift-JIS。"""
+    try:
+        text = content.decode("shift_jis")
+    except UnicodeDecodeError:
+        return False
+    return 5 * len(re.findall("[\u3041-\u30f6]", text)) > len(text)
 
 
 def read_file(path: Path) -> Iterator[RawSong]:
@@ -157,7 +167,7 @@ def _parse_json(text: str, path: Path, line: int | None = None) -> Any:
 
 def _raw_song(song: Any, where: str) -> RawSong:
     if not isinstance(song, dict):
-        return RawSong("", "", song, where)  # 由清洗一步归入「格式不对」
+        return RawSong("", "", 0, where)  # 由清洗一步归入「格式不对」
     return RawSong(song.get("name", ""), song.get("singer", ""), song.get("lyric"), where)
 
 
@@ -210,7 +220,7 @@ _PART_PREFIX = re.compile(
 _VOICE_PREFIX = re.compile(
     r"^ *[\[【（(]? *(?:男声?|女声?|合唱?|男女|齐唱?|童声|对唱|rap) *[\]】）)]? *[:：]", re.M | re.I
 )
-_TIMES_SUFFIX = re.compile(r" *[(（\[【]? *[xX×*] *\d{1,2} *[)）\]】]? *$", re.M)
+_TIMES_SUFFIX = re.compile(r"(?:(?<![\d ]) *[xX×*] *\d{1,2}| *[(（\[【] *[xX×*] *\d{1,2} *[)）\]】]) *$", re.M)
 
 _CREDIT_KEY = (
     r"作词|作曲|填词|谱曲|编曲|词曲|原唱|翻唱|演唱|演奏|歌手|歌名|歌曲|专辑|制作|监制|出品|发行|录音|录制|混音|混缩|缩混|母带|"
@@ -220,7 +230,7 @@ _CREDIT_KEY = (
     r"written|executive|backing|programming|studio|label"
 )
 _CREDIT = re.compile(
-    rf"^[ \W]*(?:(?:{_CREDIT_KEY})[^:：\n]{{0,40}}[:：].*"
+    rf"^[ \W]*(?:(?:{_CREDIT_KEY})(?![声会弹响里上着了])[^:：\n]{{0,40}}[:：].*"
     r"|(?:词|曲|编|唱|鼓|文)(?: *[/、&+] *(?:词|曲|编|唱))* *[:：].*"
     r"|(?:作词|作曲|填词|编曲|词曲|制作人|监制)(?: *[/、&] *(?:作曲|编曲))* +\S.*"
     r"|(?:lyrics?|music|words|written|composed|arranged|produced|mixed|mastered) +by\b.*"
@@ -328,9 +338,10 @@ def near_copies(keys: Sequence[str]) -> dict[int, int]:
     Returns:
         {重复的歌的序号: 它重复的、留下的那首的序号}。
     """
+    first: dict[str, int] = {}
+    copies = {index: kept for index, key in enumerate(keys) if (kept := first.setdefault(key, index)) != index}
     pairs = _candidate_pairs(keys)
     spans = functools.lru_cache(maxsize=4096)(lambda index: _spans(keys[index]))
-    copies: dict[int, int] = {}
     for later, earlier in pairs:
         if later in copies or earlier in copies:
             continue
@@ -362,22 +373,23 @@ def _candidate_pairs(keys: Sequence[str]) -> list[tuple[int, int]]:
     hashes, song = hashes[order], song[order]
     same = np.append((hashes[1:] == hashes[:-1]) & (song[1:] == song[:-1]), False)  # 歌里自己的重复
     hashes, song = hashes[~same], song[~same]
+    distinct = np.bincount(song, minlength=len(keys))  # 每首歌不同片段的个数
     starts = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1]))
     sizes = np.diff(np.append(starts, len(hashes)))
+    song = song.astype(np.int64)
+    earliest, common = song[np.repeat(starts, sizes)], np.repeat(sizes > COMMON_SPAN, sizes)
+    common &= song != earliest
+    found = [song[common] * len(keys) + earliest[common]]  # 很多歌都有的片段：只与最先的一首比
     shared = np.repeat((sizes > 1) & (sizes <= COMMON_SPAN), sizes)
-    hashes, song = hashes[shared], song[shared].astype(np.int64)
-
-    found = []
+    hashes, song = hashes[shared], song[shared]
     for distance in range(1, COMMON_SPAN):
         match = np.flatnonzero(hashes[distance:] == hashes[:-distance])
         if not len(match):
             break
         found.append(song[match + distance] * len(keys) + song[match])
-    if not found:
-        return []
     pairs, counts = np.unique(np.concatenate(found), return_counts=True)
     later, earlier = pairs // len(keys), pairs % len(keys)
-    enough = counts >= np.maximum(2, 0.1 * np.minimum(lengths[later], lengths[earlier]))
+    enough = counts >= np.maximum(2, 0.1 * np.minimum(distinct[later], distinct[earlier]))
     return list(zip(later[enough].tolist(), earlier[enough].tolist(), strict=True))
 
 
