@@ -5,6 +5,7 @@
 
 import os
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,9 @@ def load(path: Path, for_resume: bool = False) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"找不到检查点：{path}")
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # 外来的 pickle 会引出与用户无关的英文警告
+            contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # 损坏的文件会在 zip、pickle、张量各层抛出各种错误
         raise CheckpointError(f"检查点损坏，或不是检查点文件：{path}") from None
     keys = MODEL_KEYS | (RESUME_KEYS if for_resume else {})

@@ -27,13 +27,13 @@ class MetricsFile:
 
     def _cut_after(self, resume_iter: int) -> None:
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            found = self.path.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return
-        kept = [line for line in lines if _iteration(line) <= resume_iter]
-        if kept != lines:
+        kept = "".join(f"{line}\n" for line in found.splitlines() if _iteration(line) <= resume_iter)
+        if kept != found:
             temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            temporary.write_text(kept, encoding="utf-8")
             os.replace(temporary, self.path)
 
     def log(self, event: Mapping[str, Any]) -> None:
