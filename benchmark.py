@@ -23,8 +23,8 @@ from model import GPT, KVCache, ModelConfig
 DESCRIPTION = "测速；结果是比值与中位数。模型为默认大小（85M）、随机权重：速度与权重的值无关。"
 FLAGS = [
     Flag("max_tokens", 500, configuration.whole(2), "写多少个词元"),
-    Flag("rounds", 3, configuration.whole(1), "两边交替测几轮"),
-    Flag("stride", 20, configuration.whole(1), "重算前文的一边每隔多少个词元测一次（1 为每个都测）"),
+    Flag("rounds", 3, configuration.whole(1), "测几轮，取中位数"),
+    Flag("stride", 10, configuration.whole(1), "每写多少个词元换到重算一边测一次"),
     Flag("dtype", "fp32", configuration.one_of("fp32", "bf16", "fp16"), "权重类型"),
     Flag("device", "auto", configuration.text(), "auto、cpu、cuda、mps"),
     Flag("json", None, configuration.path(optional=True), "把结果另存为 JSON 文件"),
@@ -61,34 +61,30 @@ def default_model() -> GPT:
 def cached_decode_against_recompute(model: GPT, tokens: int, rounds: int, stride: int) -> dict[str, Any]:
     """写 tokens 个词元：KV 缓存与重算前文的词元/秒。
 
-    重算一边的单步用时随前文平滑增长，每隔 stride 个位置测一次，代表这一段。
+    每写 stride 个词元换一边，机器忙闲的变化就落在两边头上。重算一边的单步用时随前文平滑增长，
+    每段在中间的位置测一次，代表这一段。
     """
     if PROMPT_TOKENS + tokens > model.config.max_seq_len:
-        raise UserError(
-            f"--max_tokens {tokens}：加上 {PROMPT_TOKENS} 个词元的开头，超过上下文 {model.config.max_seq_len}"
-        )
-    ids = torch.randint(model.config.vocab_size, (1, PROMPT_TOKENS + tokens), device=model.embedding.weight.device)
-
-    def cached() -> float:
-        cache = KVCache(model.config, 1, PROMPT_TOKENS + tokens, ids.device, model.embedding.weight.dtype)
-        seconds = _timed(lambda: generation.prefill(model, ids[:, :PROMPT_TOKENS], cache))
-        for position in range(PROMPT_TOKENS, PROMPT_TOKENS + tokens - 1):
-            token = ids[:, position]
-            seconds += _timed(lambda token=token: generation.decode_one(model, token, cache))
-        return tokens / seconds
-
-    def recompute() -> float:
-        seconds = 0.0
-        for first in range(0, tokens, stride):
-            count = min(stride, tokens - first)
-            context = ids[:, : PROMPT_TOKENS + first + count // 2]
-            seconds += count * _timed(lambda context=context: model.logits(model.hidden(context)[:, -1]))
-        return tokens / seconds
-
-    generation.prefill(
-        model, ids, KVCache(model.config, 1, ids.size(1), ids.device, model.embedding.weight.dtype)
-    )  # 预热
-    measured = alternate({"KV 缓存": cached, "重算前文": recompute}, rounds)
+        longest = model.config.max_seq_len - PROMPT_TOKENS
+        raise UserError(f"--max_tokens {tokens}：上下文 {model.config.max_seq_len} 里最多测 {longest}")
+    weight = model.embedding.weight
+    ids = torch.randint(model.config.vocab_size, (1, PROMPT_TOKENS + tokens), device=weight.device)
+    measured: dict[str, list[float]] = {"KV 缓存": [], "重算前文": []}
+    generation.prefill(model, ids, KVCache(model.config, 1, ids.size(1), weight.device, weight.dtype))  # 预热
+    for number in range(rounds):
+        cache = KVCache(model.config, 1, PROMPT_TOKENS + tokens, weight.device, weight.dtype)
+        cached = _timed(lambda cache=cache: generation.prefill(model, ids[:, :PROMPT_TOKENS], cache))
+        recomputed = 0.0
+        for first in range(PROMPT_TOKENS, PROMPT_TOKENS + tokens, stride):
+            positions = range(first, min(first + stride, PROMPT_TOKENS + tokens))
+            for position in positions:
+                token = ids[:, position]
+                cached += _timed(lambda token=token, cache=cache: generation.decode_one(model, token, cache))
+            context = ids[:, : positions[len(positions) // 2]]
+            recomputed += len(positions) * _timed(lambda context=context: model.logits(model.hidden(context)[:, -1]))
+        for name, seconds in (("KV 缓存", cached), ("重算前文", recomputed)):
+            measured[name].append(tokens / seconds)
+            print(f"  第 {number + 1} 轮 {name}：{tokens / seconds:.1f}", file=sys.stderr, flush=True)
     medians = {name: statistics.median(values) for name, values in measured.items()}
     return {
         "name": f"写 {tokens} 个词元",
@@ -97,16 +93,6 @@ def cached_decode_against_recompute(model: GPT, tokens: int, rounds: int, stride
         "medians": medians,
         "ratio": medians["KV 缓存"] / medians["重算前文"],
     }
-
-
-def alternate(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """两边轮流各测 rounds 次，机器忙闲的变化就落在两边头上。"""
-    measured: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds):
-        for name, measure in sides.items():
-            measured[name].append(measure())
-            print(f"  第 {number + 1} 轮 {name}：{measured[name][-1]:.1f}", file=sys.stderr, flush=True)
-    return measured
 
 
 def _timed(call: Callable[[], Any]) -> float:

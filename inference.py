@@ -84,11 +84,13 @@ class Song:
     Attributes:
         tokens: 从 `<s>` 起的全部词元。
         text: 歌词正文，含开头。
+        decoder: 这首歌的流式解码；停在半个字上时留着没到齐的字节，接着写时补全。
         ended: 是否由模型自己收尾（写出 `</s>`）。
     """
 
     tokens: list[int]
     text: str
+    decoder: StreamingDecoder
     ended: bool = False
 
 
@@ -144,7 +146,7 @@ class Writer:
     def write(self, prompt: str, settings: Settings, seed: int, show: Callable[[str], None]) -> list[Song]:
         """从 prompt 写 num_samples 首；只写一首时，show 随写随收文字（不含 prompt）。"""
         tokens = self.tokenizer.song(prompt, settings.title or "", settings.singer or "")
-        self.songs = [Song(list(tokens), prompt) for _ in range(settings.num_samples)]
+        self.songs = [Song(list(tokens), prompt, StreamingDecoder(self.tokenizer)) for _ in range(settings.num_samples)]
         self._continue(self.songs, settings, seed, show)
         return self.songs
 
@@ -153,9 +155,10 @@ class Writer:
         self.songs = [song]
         if song.ended:
             song.tokens.append(self.tokenizer.newline_id)
-            song.text += "\n"
+            newline = song.decoder.push(self.tokenizer.newline_id)
+            song.text += newline
             song.ended = False
-            show("\n")
+            show(newline)
         self._continue(self.songs, settings, seed, show)
 
     def _continue(self, songs: list[Song], settings: Settings, seed: int, show: Callable[[str], None]) -> None:
@@ -167,7 +170,6 @@ class Writer:
             repetition_penalty=settings.repetition_penalty,
             seed=seed,
         )
-        decoders = [StreamingDecoder(self.tokenizer) for _ in songs]
         before = [len(song.tokens) for song in songs]
         for step in generation.generate(
             self.model,
@@ -180,7 +182,7 @@ class Writer:
         ):
             for row, token in step:
                 songs[row].tokens.append(token)
-                text = decoders[row].push(token)
+                text = songs[row].decoder.push(token)
                 songs[row].text += text
                 if len(songs) == 1 and text:
                     show(text)
@@ -246,7 +248,7 @@ class Conversation:
             except EOFError:
                 _tell("")
                 return
-            if line in ("/quit", "/exit"):
+            if line.split()[:1] == ["/quit"]:
                 return
             try:
                 self.answer(line)

@@ -58,6 +58,7 @@ class SwanLab:
     def __init__(self, project: str, run_id: str, config: Mapping[str, Any], log_dir: Path, say: Say) -> None:
         self._say = say
         self._swanlab = None
+        self._logging = True  # 记录失败一次就不再记，但仍要在时限内收尾
         self._offline = False
         with self._forgiving("启动"):
             self._start(project, run_id, config, log_dir)
@@ -100,12 +101,12 @@ class SwanLab:
         try:
             yield
         except (Exception, SystemExit) as error:  # SwanLab 的失败可以是任何错误，包括 SystemExit
-            self._swanlab = None
+            self._logging = False
             self._say(f"SwanLab {action}失败，训练照常进行：{_first_line(error)}")
 
     def log(self, event: Mapping[str, Any]) -> None:
         """记下 event 里的数；步数取自 event["iter"]。"""
-        if self._swanlab is None:
+        if self._swanlab is None or not self._logging:
             return
         values = {
             key: float(value)
@@ -116,7 +117,7 @@ class SwanLab:
             self._swanlab.log(values, step=int(event["iter"]))
 
     def log_sample(self, prompt: str, sample: str, iteration: int) -> None:
-        if self._swanlab is None:
+        if self._swanlab is None or not self._logging:
             return
         with self._forgiving("记录"):
             self._swanlab.log({"sample": self._swanlab.Text(sample, caption=prompt)}, step=int(iteration))

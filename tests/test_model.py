@@ -1,0 +1,381 @@
+"""模型：与参考实现一致、因果、RoPE、KV 缓存、初始化。"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import config
+import model as model_module
+from model import GPT, Attention, FeedForward, KVCache, ModelConfig, apply_rope, rope_cos_sin
+
+CPU = torch.device("cpu")
+TINY = ModelConfig(vocab_size=50, max_seq_len=32, n_layers=2, n_heads=4, n_embed=32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """张量极小，多线程只会互相等待。"""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def lively(model_config: ModelConfig = TINY, seed: int = 0) -> GPT:
+    """权重、偏置、LayerNorm 都取明显的随机值的模型：任何一项接错都会显出来。"""
+    torch.manual_seed(seed)
+    model = GPT(model_config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=0.2)
+            if "norm" in name and name.endswith("weight"):
+                parameter.add_(1.0)
+    return model.requires_grad_(False)
+
+
+def some_tokens(length: int, batch: int = 2, seed: int = 1) -> torch.Tensor:
+    return torch.randint(TINY.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def new_cache(batch: int, capacity: int, model_config: ModelConfig = TINY) -> KVCache:
+    return KVCache(model_config, batch, capacity, CPU, torch.float32)
+
+
+def test_default_size_is_85_million_outside_the_embedding():
+    """config.py 的默认值就是承诺的 85M。"""
+    with torch.device("meta"):
+        model = GPT(
+            ModelConfig(config.BPE_VOCAB_SIZE, config.MAX_SEQ_LEN, config.N_LAYERS, config.N_HEADS, config.N_EMBED)
+        )
+    body, embedding = model.parameter_counts()
+    assert 84e6 <= body <= 86e6
+    assert embedding == 10000 * 768
+    assert body + embedding == sum(parameter.numel() for parameter in model.parameters())
+
+
+def as_neox(model: GPT):
+    """同样权重的 transformers GPT-NeoX。"""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    c = model.config
+    neox = GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=c.vocab_size,
+            hidden_size=c.n_embed,
+            num_hidden_layers=c.n_layers,
+            num_attention_heads=c.n_heads,
+            intermediate_size=4 * c.n_embed,
+            hidden_act="gelu",
+            rotary_pct=1.0,
+            rotary_emb_base=c.rope_base,
+            max_position_embeddings=c.max_seq_len,
+            layer_norm_eps=c.layer_norm_eps,
+            tie_word_embeddings=True,
+            use_parallel_residual=False,
+            attention_bias=True,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    ).eval()
+    assert neox.config.rope_parameters["partial_rotary_factor"] == 1.0
+
+    def fused(qkv: torch.Tensor) -> torch.Tensor:
+        """[q|k|v] 各含全部的头 → NeoX 的每个头各含 [q|k|v]。"""
+        parts = qkv.view(3, c.n_heads, c.head_dim, *qkv.shape[1:])
+        return parts.transpose(0, 1).reshape(qkv.shape)
+
+    state = {"gpt_neox.embed_in.weight": model.embedding.weight, "embed_out.weight": model.embedding.weight}
+    for kind in ("weight", "bias"):
+        state[f"gpt_neox.final_layer_norm.{kind}"] = getattr(model.norm, kind)
+        for number, block in enumerate(model.blocks):
+            layer = {
+                "input_layernorm": getattr(block.norm_1, kind),
+                "post_attention_layernorm": getattr(block.norm_2, kind),
+                "attention.query_key_value": fused(getattr(block.attention.qkv, kind)),
+                "attention.dense": getattr(block.attention.proj, kind),
+                "mlp.dense_h_to_4h": getattr(block.feed_forward.fc, kind),
+                "mlp.dense_4h_to_h": getattr(block.feed_forward.proj, kind),
+            }
+            state.update({f"gpt_neox.layers.{number}.{name}.{kind}": value for name, value in layer.items()})
+    state = {name: value.detach().clone() for name, value in state.items()}
+    missing, unexpected = neox.load_state_dict(state, strict=False)
+    assert unexpected in ([], ["embed_out.weight"])  # 有的版本里输出层叫 lm_head
+    assert all(name in ("embed_out.weight", "lm_head.weight") for name in missing)
+    neox.tie_weights()
+    return neox
+
+
+def test_logits_equal_the_reference_implementation():
+    """与 transformers 的 GPT-NeoX（顺序残差、rotary_pct=1、erf GELU、共用输出层）同权重、同结果。"""
+    model, tokens = lively(), some_tokens(32, batch=3)
+    neox = as_neox(model)
+    with torch.no_grad():
+        expected, found = neox(tokens).logits, model(tokens)
+    assert expected.std() > 0.5  # 结果有分量，误差界才有意义
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_reference_differs_where_the_architecture_differs():
+    """上面的比较抓得住差别：换一种残差或 GELU 的参考，误差就超出 1e-4。"""
+    model, tokens = lively(), some_tokens(32)
+    neox = as_neox(model)
+    with torch.no_grad():
+        for layer in neox.gpt_neox.layers:
+            layer.mlp.act = torch.nn.GELU(approximate="tanh")
+        assert (neox(tokens).logits - model(tokens)).abs().max() > 1e-4
+        for layer in neox.gpt_neox.layers:
+            layer.mlp.act = torch.nn.GELU()
+            layer.use_parallel_residual = True
+        assert (neox(tokens).logits - model(tokens)).abs().max() > 1e-2
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sets(st.integers(1, 15)), st.integers(0, 5))
+def test_cached_forward_equals_uncached_for_any_split(cuts, spare):
+    """前文怎样分段写入缓存，logits 都与一次算完的相同。"""
+    model, tokens = lively(), some_tokens(16)
+    cache = new_cache(2, 16 + spare)
+    edges = [0, *sorted(cuts), 16]
+    pieces = [model(tokens[:, a:b], cache) for a, b in zip(edges, edges[1:], strict=False)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens), atol=1e-5, rtol=1e-5)
+    assert cache.length == 16
+
+
+def test_cache_overflow_is_an_error_and_leaves_the_cache_usable():
+    """装不下时报错，不默默丢词元；报错之后缓存还是原来的样子。"""
+    model, tokens = lively(), some_tokens(9, batch=1)
+    cache = new_cache(1, 8)
+    model(tokens[:, :7], cache)
+    with pytest.raises(ValueError, match="8"):
+        model(tokens[:, 7:], cache)
+    assert cache.length == 7
+    torch.testing.assert_close(model(tokens[:, 7:8], cache)[:, 0], model(tokens[:, :8])[:, -1], atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="缓存"):
+        model(tokens[:, 8:], cache)
+
+
+def test_keep_rows_keeps_the_right_songs():
+    """有行离开批次后，留下的行接着算的结果不变。"""
+    model, tokens = lively(), some_tokens(10, batch=4)
+    cache = new_cache(4, 10)
+    model(tokens[:, :9], cache)
+    rows = torch.tensor([3, 1])
+    cache.keep_rows(rows)
+    found = model(tokens[rows, 9:], cache)
+    torch.testing.assert_close(found[:, 0], model(tokens)[rows, -1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("position", [0, 1, 7, 18, 19])
+def test_changing_a_token_changes_nothing_before_it(position):
+    """因果：改第 t 个词元，t 之前的 logits 一位不变，t 处及以后改变。"""
+    model, tokens = lively(), some_tokens(20, batch=1)
+    changed = tokens.clone()
+    changed[0, position] = (changed[0, position] + 1) % TINY.vocab_size
+    before, after = model(tokens)[0], model(changed)[0]
+    assert torch.equal(before[:position], after[:position])
+    assert ((before[position:] - after[position:]).abs().amax(dim=-1) > 1e-4).all()
+
+
+@pytest.mark.parametrize("shift", [1, 13, 500])
+def test_rope_scores_depend_on_distance_only(shift):
+    """RoPE：q·k 只由两者的距离决定；距离不同则不同。"""
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(16, generator=generator).expand(1, 1, 40, 16) for _ in range(2))
+
+    def scores(start: int) -> torch.Tensor:
+        cos, sin = rope_cos_sin(start, 40, 16, 10000.0, CPU)
+        return (apply_rope(q, cos, sin) @ apply_rope(k, cos, sin).transpose(-1, -2))[0, 0]
+
+    here = scores(0)
+    torch.testing.assert_close(scores(shift), here, atol=1e-3, rtol=0)
+    for distance in (0, 1, 5, -5):
+        along = here.diagonal(distance)
+        torch.testing.assert_close(along, along[:1].expand_as(along), atol=1e-4, rtol=0)
+    assert (here[0, 1:] - here[0, :-1]).abs().max() > 0.1
+
+
+def test_rope_leaves_position_zero_and_lengths_alone():
+    """位置 0 不旋转；旋转不改变长度。"""
+    x = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(0))
+    rotated = apply_rope(x, *rope_cos_sin(0, 5, 8, 10000.0, CPU))
+    assert torch.equal(rotated[:, :, 0], x[:, :, 0])
+    torch.testing.assert_close(rotated.norm(dim=-1), x.norm(dim=-1))
+    assert (rotated[:, :, 1:] - x[:, :, 1:]).abs().max() > 0.1
+
+
+def test_dropout_acts_only_in_training():
+    """评估时与没有丢弃的模型完全相同；训练时词嵌入、注意力、残差处都有丢弃。"""
+    dropping = ModelConfig(**{**TINY.as_dict(), "dropout": 0.3})
+    model, plain, tokens = lively(dropping), lively(), some_tokens(16)
+    assert torch.equal(model(tokens), plain(tokens))
+    model.train()
+    assert not torch.equal(model(tokens), model(tokens))
+    used = []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.register_forward_hook(lambda module, *_: used.append(module.p))
+    model(tokens)
+    assert used == [0.3] * (1 + 2 * TINY.n_layers)
+    model.eval()
+    assert torch.equal(model(tokens), plain(tokens))
+
+
+def test_attention_weights_are_dropped_only_in_training(monkeypatch):
+    """丢弃率也传给了注意力，评估时为 0。"""
+    rates = []
+    original = F.scaled_dot_product_attention
+
+    def recorded(*arguments, **options):
+        rates.append(options["dropout_p"])
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(model_module.F, "scaled_dot_product_attention", recorded)
+    model, tokens = lively(ModelConfig(**{**TINY.as_dict(), "dropout": 0.3})), some_tokens(4)
+    model(tokens)
+    assert rates == [0.0, 0.0]
+    model.train()
+    model(tokens)
+    assert rates[2:] == [0.3, 0.3]
+
+
+def test_initialisation_is_that_of_gpt2():
+    """N(0, 0.02)，汇入残差的投影除以 sqrt(2L)，偏置 0，LayerNorm 1 与 0。"""
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(vocab_size=500, max_seq_len=16, n_layers=3, n_heads=4, n_embed=128))
+    seen = set()
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            assert (parameter == (1.0 if name.endswith("weight") else 0.0)).all(), name
+            seen.add("norm")
+        elif name.endswith("bias"):
+            assert (parameter == 0).all(), name
+            seen.add("bias")
+        else:
+            residual = name.endswith(("attention.proj.weight", "feed_forward.proj.weight"))
+            expected = 0.02 / math.sqrt(2 * 3) if residual else 0.02
+            assert parameter.std().item() == pytest.approx(expected, rel=0.03), name
+            assert abs(parameter.mean().item()) < expected * 0.05, name
+            seen.add("residual" if residual else "weight")
+    assert seen == {"norm", "bias", "residual", "weight"}
+
+
+def test_untrained_loss_is_that_of_a_uniform_guess():
+    """刚初始化时每个词元的损失约为 ln V。"""
+    torch.manual_seed(0)
+    model, tokens = GPT(TINY), some_tokens(32, batch=4)
+    loss = model.loss(tokens[:, :-1], tokens[:, 1:]).item() / (4 * 31)
+    assert loss == pytest.approx(math.log(TINY.vocab_size), abs=0.1)
+
+
+def test_state_dict_holds_parameters_only_and_the_head_is_the_embedding():
+    """检查点里没有 RoPE 表；输出层与词嵌入是同一个参数。"""
+    model = GPT(TINY)
+    assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
+    assert not list(model.buffers())
+    of_vocabulary = [name for name, p in model.named_parameters() if TINY.vocab_size in p.shape]
+    assert of_vocabulary == ["embedding.weight"]
+    hidden = torch.randn(2, 3, TINY.n_embed)
+    assert torch.equal(model.logits(hidden), hidden @ model.embedding.weight.T)
+
+
+def test_gradient_of_the_tied_weight_has_both_sources():
+    """共用的权重既收到输出层的梯度，也收到词嵌入的。"""
+    model = lively().requires_grad_(True)
+    model.loss(torch.tensor([[5]]), torch.tensor([[7]])).backward()
+    gradient = model.embedding.weight.grad
+    assert gradient[9].abs().max() > 0  # 既非输入又非目标：只来自输出层
+    untied = F.softmax(model(torch.tensor([[5]])), -1)[0, 0, 5] * model.hidden(torch.tensor([[5]]))[0, 0]
+    assert (gradient[5] - untied).abs().max() > 1e-4  # 输入的那一行还有词嵌入一份
+
+
+def test_loss_is_the_summed_cross_entropy_without_ignored_targets():
+    """求和，不平均；-1 的位置不计，也没有梯度从那里来。"""
+    model, tokens = lively(), some_tokens(12)
+    inputs, targets = tokens[:, :-1], tokens[:, 1:].clone()
+    targets[0, 3:6] = -1
+    targets[1, 0] = -1
+    logits = model(inputs)
+    kept = targets != -1
+    expected = F.cross_entropy(logits[kept], targets[kept], reduction="sum")
+    torch.testing.assert_close(model.loss(inputs, targets), expected)
+    parts = model.loss(inputs[:1], targets[:1]) + model.loss(inputs[1:], targets[1:])
+    torch.testing.assert_close(parts, expected)
+    assert model.loss(inputs, torch.full_like(targets, -1)).item() == 0.0
+
+
+def test_rope_tables_are_precise_at_large_positions():
+    """余弦与正弦始终是 float32；位置 4000 附近与双精度相差不到千分之二。"""
+    cos, sin = rope_cos_sin(4000, 96, 64, 10000.0, CPU)
+    assert cos.dtype == sin.dtype == torch.float32
+    frequencies = 10000.0 ** (-torch.arange(0, 64, 2, dtype=torch.float64) / 64)
+    angles = torch.outer(torch.arange(4000, 4096, dtype=torch.float64), frequencies).repeat(1, 2)
+    assert (cos - angles.cos()).abs().max() < 2e-3
+    assert (sin - angles.sin()).abs().max() < 2e-3
+
+
+def test_rope_angles_do_not_become_bfloat16_with_the_model():
+    """模型转成 bfloat16 后，远处位置的 logits 与 float32 的差不比近处大。
+
+    角度若跟着变成 bfloat16，位置 256 以后连相邻两个都分不开。
+    """
+    long = ModelConfig(vocab_size=50, max_seq_len=1024, n_layers=1, n_heads=2, n_embed=32)
+    model = lively(long)
+    with torch.no_grad():
+        model.blocks[0].attention.qkv.weight.mul_(3)  # 注意力集中，位置错一格就看得出
+    half = GPT(long).eval().requires_grad_(False)
+    half.load_state_dict(model.state_dict())
+    half.bfloat16()
+    rounded = GPT(long).eval().requires_grad_(False)
+    rounded.load_state_dict(half.state_dict())  # 同样的权重，用 float32 计算
+    tokens = some_tokens(900, batch=1)
+    error = (half(tokens).float() - rounded(tokens)).abs().mean(dim=-1)[0]
+    assert half(tokens).dtype == torch.bfloat16
+    assert error[600:].mean() < 1.5 * error[50:250].mean() + 1e-3
+
+
+def test_gelu_is_the_exact_one():
+    """前馈网络用 erf 的 GELU，不是 tanh 近似。"""
+    feed_forward = FeedForward(TINY).eval().requires_grad_(False)
+    x = torch.linspace(-4, 4, 32).expand(1, 1, 32)
+    feed_forward.fc.weight.copy_(torch.eye(32).repeat(4, 1))
+    feed_forward.proj.weight.copy_(torch.cat((torch.eye(32), torch.zeros(32, 96)), dim=1))
+    feed_forward.fc.bias.zero_(), feed_forward.proj.bias.zero_()
+    exact = 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+    torch.testing.assert_close(feed_forward(x), exact, atol=1e-6, rtol=1e-6)
+    assert (F.gelu(x, approximate="tanh") - exact).abs().max() > 1e-4
+
+
+def test_attention_is_scaled_by_the_root_of_the_head_dimension():
+    """单层注意力与照公式写出的结果相同（缩放、因果、各头分开）。"""
+    torch.manual_seed(0)
+    attention = Attention(TINY, 0).eval().requires_grad_(False)
+    x = torch.randn(1, 6, 32)
+    cos, sin = rope_cos_sin(0, 6, 8, 10000.0, CPU)
+    q, k, v = attention.qkv(x)[0].chunk(3, dim=-1)
+    heads = []
+    for head in range(4):
+        columns = slice(8 * head, 8 * head + 8)
+        turned_q = apply_rope(q[None, None, :, columns], cos, sin)[0, 0]
+        turned_k = apply_rope(k[None, None, :, columns], cos, sin)[0, 0]
+        scores = turned_q @ turned_k.T / math.sqrt(8)
+        scores = scores.masked_fill(torch.ones(6, 6).triu(1).bool(), float("-inf"))
+        heads.append(scores.softmax(dim=-1) @ v[:, columns])
+    expected = attention.proj(torch.cat(heads, dim=-1))
+    torch.testing.assert_close(attention(x, cos, sin, None)[0], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("n_heads", "n_embed"), [(3, 32), (4, 12), (32, 32)])
+def test_head_dimension_must_be_even(n_heads, n_embed):
+    """RoPE 要成对旋转：分不匀或每头奇数维的配置在建模型之前就报错。"""
+    with pytest.raises(ValueError, match="n_heads"):
+        ModelConfig(vocab_size=10, max_seq_len=8, n_layers=1, n_heads=n_heads, n_embed=n_embed)
+
+
+def test_config_survives_a_dictionary():
+    """ModelConfig 经字典往返不变（检查点里存的就是字典）。"""
+    model_config = ModelConfig(9, 8, 1, 2, 8, dropout=0.2, rope_base=500.0, layer_norm_eps=1e-6)
+    assert ModelConfig(**model_config.as_dict()) == model_config
