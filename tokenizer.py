@@ -155,8 +155,8 @@ def train(lines: Sequence[str], vocab_size: int) -> Tokenizer:
     fewest = RESERVED + int(np.searchsorted(covered, LOWEST_COVERAGE)) + 1
     if vocab_size < fewest:
         raise TokenizerError(f"词表 {vocab_size} 装不下这份语料的常用字；请把 BPE_VOCAB_SIZE 设为 {fewest} 以上")
-    # 单字至多占词表一半，其余留给词；没收进来的罕见字走字节词元。
-    coverage = covered[min(len(covered), max(1, (vocab_size - RESERVED) // 2)) - 1]
+    # 单字至多占词表九成，其余留给词；没收进来的罕见字走字节词元。小模型写不好字节拼成的字，所以单字宜多。
+    coverage = covered[min(len(covered), max(1, int(0.9 * (vocab_size - RESERVED)))) - 1]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
