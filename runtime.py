@@ -184,34 +184,43 @@ class StopSignals:
 
 
 class Display:
-    """终端显示：普通行，加一条随时改写的进度行（输出不是终端时没有进度行）。"""
+    """终端显示：普通行，加一条随时改写的进度行（输出不是终端时没有进度行）。
+
+    终端没了（tmux kill-session、管道另一头先走）就不再显示，训练不受影响。
+    """
 
     def __init__(self, stream=None) -> None:
         self.stream = stream or sys.stdout
-        self.live = self.stream.isatty()
+        self.live = self.stream.isatty() and os.environ.get("TERM") != "dumb"
         self._progress_shown = False
         self._last_progress = 0.0
         with contextlib.suppress(AttributeError):
             self.stream.reconfigure(errors="replace")  # 终端编码写不出的字不该让训练中断
 
     def line(self, message: str = "") -> None:
-        self._erase()
-        print(message, file=self.stream, flush=True)
+        self._write(f"{self._erased()}{message}\n")
 
     def progress(self, message: str) -> None:
         """改写进度行，每秒至多五次。"""
         now = time.monotonic()
         if not self.live or now - self._last_progress < 0.2:
             return
-        self._erase()
-        columns = _terminal_columns()
-        print(_cut(message, columns - 1), end="", file=self.stream, flush=True)
+        self._write(self._erased() + _cut(message, _terminal_columns() - 1))
         self._progress_shown, self._last_progress = True, now
 
-    def _erase(self) -> None:
-        if self._progress_shown:
-            print("\r\033[K", end="", file=self.stream)
-            self._progress_shown = False
+    def _erased(self) -> str:
+        """擦掉进度行的控制序列；没有进度行时为空。"""
+        shown, self._progress_shown = self._progress_shown, False
+        return "\r\033[K" if shown else ""
+
+    def _write(self, content: str) -> None:
+        try:
+            print(content, end="", file=self.stream, flush=True)
+        except OSError:
+            self.live = False
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())  # 退出时的最后一次刷新也不再出错
+            os.close(nowhere)
 
 
 def _terminal_columns() -> int:

@@ -6,10 +6,12 @@
 
 import contextlib
 import math
+import os
 import secrets
 import signal
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,10 +99,8 @@ def find_previous_run(config: Any, display: Display) -> dict[str, Any] | None:
         UserError: latest.pt 损坏，或它的架构、分词器、语料与现在的设置不同。
     """
     directory = config.checkpoint_dir
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"无法创建检查点文件夹 {directory}：{error.strerror}") from None
+    for folder in (directory, config.cache_dir, config.bpe_model_prefix.parent):
+        require_writable(folder)
     latest = directory / LATEST
     if not config.resume or not latest.exists():
         moved = checkpoint.archive(directory)
@@ -113,6 +113,16 @@ def find_previous_run(config: Any, display: Display) -> dict[str, Any] | None:
         raise UserError(f"{error}\n请恢复它的备份；或用 --resume false 把它归档并从头训练") from None
     refuse_if_different(previous, config)
     return previous
+
+
+def require_writable(folder: Path) -> None:
+    """训练几小时后才发现写不进去就晚了，所以一开始就查。"""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"无法创建文件夹 {folder}：{error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"文件夹 {folder} 没有写权限")
 
 
 def refuse_if_different(previous: dict[str, Any], config: Any) -> None:
@@ -541,7 +551,7 @@ def inference_command(config: Any) -> str:
     return command
 
 
-def tokenizer_file(config: Any):
+def tokenizer_file(config: Any) -> Path:
     return config.bpe_model_prefix.with_name(config.bpe_model_prefix.name + ".model")
 
 

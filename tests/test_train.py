@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -391,6 +392,34 @@ def test_messages_name_missing_corpora(run, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(data.CorpusError, match="是空的"):
         run("none", folder=tmp_path / "empty")
+
+
+@pytest.mark.parametrize("flag", ["--checkpoint_dir", "--cache_dir"])
+def test_unwritable_folders_are_named(run, tmp_path, flag):
+    """写不进去的文件夹一开始就报告，而不是训练几小时之后。"""
+    (tmp_path / "file").write_text("占着位置的文件", encoding="utf-8")
+    with pytest.raises(UserError, match="无法创建文件夹"):
+        run("unused", flag, str(tmp_path / "file" / "inside"))
+
+
+def test_a_vanished_terminal_does_not_stop_training(tmp_path, corpus):
+    """终端没了（tmux kill-session）：照常训练、保存，不因为写不出一行字而中断。"""
+    leader, follower = pty.openpty()
+    places = ["--checkpoint_dir", "out", "--cache_dir", "cache", "--bpe_model_prefix", "bpe"]
+    process = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "train.py"), *TINY, "--lyrics_dir", str(corpus), *places],
+        cwd=tmp_path,
+        stdin=follower,
+        stdout=follower,
+        stderr=subprocess.PIPE,
+    )
+    os.close(follower)
+    os.read(leader, 100)  # 已开始显示
+    os.close(leader)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors.decode()
+    assert errors == b""
+    assert checkpoint.load(tmp_path / "out" / "latest.pt")["iter"] == 10
 
 
 def test_changed_settings_are_listed_when_resuming(run):
