@@ -150,13 +150,15 @@ def train(lines: Sequence[str], vocab_size: int) -> Tokenizer:
     """
     counts = Counter("".join(lines))
     characters = counts.total()
-    vocab_size = achievable_vocab_size(characters, len(counts), vocab_size)
+    wanted, vocab_size = vocab_size, achievable_vocab_size(characters, len(counts), vocab_size)
     covered = np.cumsum([count for _, count in counts.most_common()]) / characters
     fewest = RESERVED + int(np.searchsorted(covered, LOWEST_COVERAGE)) + 1
     if vocab_size < fewest:
         raise TokenizerError(f"词表 {vocab_size} 装不下这份语料的常用字；请把 BPE_VOCAB_SIZE 设为 {fewest} 以上")
-    # 单字至多占词表九成，其余留给词；没收进来的罕见字走字节词元。小模型写不好字节拼成的字，所以单字宜多。
-    coverage = covered[min(len(covered), max(1, int(0.9 * (vocab_size - RESERVED)))) - 1]
+    # 单字占去词表一半为止，其余留给词，罕见字走字节词元：同样的步数，每字比特数更低。
+    # 语料小得减小了词表时放宽到九成：练得少的模型写不好由字节拼成的字。
+    share = 0.9 if vocab_size < wanted else 0.5
+    coverage = covered[min(len(covered), max(1, int(share * (vocab_size - RESERVED)))) - 1]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
