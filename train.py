@@ -59,6 +59,7 @@ def train(config: Any, display: Display, stop: StopSignals) -> int:
         return 0
 
     # 3. 语料：清洗、分词、缓存
+    began = time.monotonic()
     corpus = data.prepare(
         config.lyrics_dir,
         config.cache_dir,
@@ -70,6 +71,7 @@ def train(config: Any, display: Display, stop: StopSignals) -> int:
         progress=display.progress,
     )
     announce_corpus(corpus.report, config, display)
+    display.line(f"  语料备好，用时 {time.monotonic() - began:.1f} 秒")
 
     # 4. 模型、优化器、记录
     trainer = Trainer(config, environment, corpus, previous, display)
@@ -443,7 +445,7 @@ class Trainer:
 
 
 class Speedometer:
-    """训练速度：不计评估、保存和首步编译的时间。"""
+    """训练速度：不计评估与保存的时间；第一行日志含编译。"""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
