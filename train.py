@@ -53,7 +53,7 @@ def train(config: Any, display: Display, stop: StopSignals) -> int:
     announce(config, environment, display)
 
     # 2. 接着训练，还是从头开始
-    previous = find_previous_run(config, display)
+    previous = find_previous_run(config)
     if previous is not None and previous["iter"] >= config.train_iters:
         announce_finished(previous, config, display)
         return 0
@@ -72,6 +72,9 @@ def train(config: Any, display: Display, stop: StopSignals) -> int:
     )
     announce_corpus(corpus.report, config, display)
     display.line(f"  语料备好，用时 {time.monotonic() - began:.1f} 秒")
+
+    if previous is None:
+        archive_earlier_run(config, display)
 
     # 4. 模型、优化器、记录
     trainer = Trainer(config, environment, corpus, previous, display)
@@ -94,8 +97,8 @@ def train(config: Any, display: Display, stop: StopSignals) -> int:
 # ---------------------------------------------------------------------------
 
 
-def find_previous_run(config: Any, display: Display) -> dict[str, Any] | None:
-    """可以接着训练的 latest.pt；没有则把检查点文件夹腾空（归档）并返回 None。
+def find_previous_run(config: Any) -> dict[str, Any] | None:
+    """可以接着训练的 latest.pt；没有，或不想接着训练，则返回 None。
 
     Raises:
         UserError: latest.pt 损坏，或它的架构、分词器、语料与现在的设置不同。
@@ -105,9 +108,6 @@ def find_previous_run(config: Any, display: Display) -> dict[str, Any] | None:
         require_writable(folder)
     latest = directory / LATEST
     if not config.resume or not latest.exists():
-        moved = checkpoint.archive(directory)
-        if moved is not None:
-            display.line(f"上一次训练的结果已移入 {moved}")
         return None
     try:
         previous = checkpoint.load(latest, for_resume=True)
@@ -115,6 +115,13 @@ def find_previous_run(config: Any, display: Display) -> dict[str, Any] | None:
         raise UserError(f"{error}\n请恢复它的备份；或用 --resume false 把它归档并从头训练") from None
     refuse_if_different(previous, config)
     return previous
+
+
+def archive_earlier_run(config: Any, display: Display) -> None:
+    """从头开始之前，把检查点文件夹里别的训练的结果移走。语料备好了才移，写错文件夹名不会动到它们。"""
+    moved = checkpoint.archive(config.checkpoint_dir)
+    if moved is not None:
+        display.line(f"上一次训练的结果已移入 {moved}")
 
 
 def require_writable(folder: Path) -> None:
@@ -526,8 +533,8 @@ def announce_corpus(report: dict[str, Any], config: Any, display: Display) -> No
 def announce_finished(previous: dict[str, Any], config: Any, display: Display) -> None:
     display.line(f"这次训练已经完成（{previous['iter']} / {config.train_iters} 步）。")
     display.line(f"  写歌词：{inference_command(config)}")
-    display.line(f"  再训练：python train.py --train_iters {previous['iter'] * 2}")
-    display.line("  从头来：python train.py --resume false（旧结果移入 archive-…/）")
+    display.line(f"  再训练：同一命令加上 --train_iters {previous['iter'] * 2}")
+    display.line("  从头来：同一命令加上 --resume false（旧结果移入 archive-…/）")
 
 
 def announce_end(trainer: Trainer, signal_number: int | None) -> int:

@@ -228,6 +228,14 @@ def test_resume_false_archives_the_old_run(run):
     assert checkpoint.load(directory / "latest.pt", for_resume=True)["iter"] == 1
 
 
+def test_a_wrong_folder_archives_nothing(run, tmp_path):
+    """--resume false 时写错了语料文件夹：报错，旧结果原地不动。"""
+    _, _, directory = run("kept", "--train_iters", "1")
+    with pytest.raises(data.CorpusError):
+        run("kept", "--resume", "false", folder=tmp_path / "typo")
+    assert sorted(path.name for path in directory.iterdir()) == ["best.pt", "latest.pt", "metrics.jsonl"]
+
+
 def test_best_alone_is_not_overwritten(run):
     """只有 best.pt（别人给的，或 latest.pt 已删）：先归档，不覆盖。"""
     _, _, directory = run("given", "--train_iters", "1")
