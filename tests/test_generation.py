@@ -16,15 +16,6 @@ STOP = 2
 LARGEST_UNIFORM = 1 - 2**-24  # torch.rand 能给出的最大 float32
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """张量极小，多线程只会互相等待。"""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def model() -> GPT:
     """前文对下一个词元影响明显的随机模型。"""

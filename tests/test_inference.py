@@ -34,15 +34,6 @@ LINES = [
 MAX_SEQ_LEN = 32
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """张量极小，多线程只会互相等待。"""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def tokenizer():
     return tokenizer_module.train(LINES * 20, 400)

@@ -16,15 +16,6 @@ CPU = torch.device("cpu")
 TINY = ModelConfig(vocab_size=50, max_seq_len=32, n_layers=2, n_heads=4, n_embed=32)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """张量极小，多线程只会互相等待。"""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def lively(model_config: ModelConfig = TINY, seed: int = 0) -> GPT:
     """权重、偏置、LayerNorm 都取明显的随机值的模型：任何一项接错都会显出来。"""
     torch.manual_seed(seed)
