@@ -100,6 +100,8 @@ def _timed(call: Callable[[], Any]) -> float:
     call()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+    elif torch.backends.mps.is_available():
+        torch.mps.synchronize()
     return time.perf_counter() - began
 
 

@@ -56,6 +56,8 @@ def save(path: Path, contents: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except RuntimeError as error:  # torch 把写文件时的 OSError 包成了 RuntimeError
+        raise OSError(f"写不进 {path}（磁盘满了？）") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -33,7 +33,7 @@ DROPOUT = 0.1  # 训练时的丢弃率
 # ---- 训练 ----
 TRAIN_ITERS = 2000  # 优化步数
 BATCH_SIZE = 64  # 每个优化步的序列数
-MICRO_BATCH_SIZE = None  # 一次前向的序列数；none 表示整批一次，显存不够就调小，结果不变
+MICRO_BATCH_SIZE = None  # 一次前向的序列数；none 表示整批一次，显存不够就调小，数学不变
 LEARNING_RATE = 3e-4  # 最高学习率
 MIN_LR = 3e-5  # 余弦退火的最低学习率
 WARMUP_ITERS = 200  # 线性预热步数
@@ -350,13 +350,32 @@ def resolve(argv: Sequence[str], has_accelerator: bool, program: str = "train.py
             values[name] = REPOSITORY / value  # 绝对路径不受影响
     preset = given.get("preset", values["PRESET"])
     if preset == "auto":
-        preset = "gpu" if has_accelerator else "cpu"
-    values.update(PRESETS[preset])
+        on_cpu = given.get("device", values["DEVICE"]).startswith("cpu")
+        preset = "gpu" if has_accelerator and not on_cpu else "cpu"
+    values |= _preset_values(preset)
     for name, value in given.items():
         values[name.upper()] = Path.cwd() / value if isinstance(value, Path) else value
     values["PRESET"] = preset
     _check_together(values)
     return Config(**{name.lower(): value for name, value in values.items()})
+
+
+def _preset_values(preset: str) -> dict[str, Any]:
+    """预设里的值，与常量一样检查。"""
+    values, problems = {}, []
+    for name, value in PRESETS[preset].items():
+        try:
+            values[name] = convert(value, RULES[name])
+        except KeyError:
+            problems.append(f"config.py 的 PRESETS[{preset!r}] 里有不认识的 {name}")
+        except (ValueError, TypeError, OverflowError):
+            problems.append(f"config.py 的 PRESETS[{preset!r}] 里 {name} = {value!r}：应为{_range(RULES[name])}")
+        else:
+            if isinstance(values[name], Path):
+                values[name] = REPOSITORY / values[name]
+    if problems:
+        raise UserError("\n".join(problems))
+    return values
 
 
 def _check_together(values: dict[str, Any]) -> None:
@@ -400,8 +419,14 @@ def as_plain_dict(config: Any) -> dict[str, Any]:
 
 def run_script(main: Callable[[Sequence[str]], int | None], *user_errors: type[Exception]) -> NoReturn:
     """脚本的外壳：用户能改正的错误变成一两行中文和退出码 2，其余错误保留完整回溯。"""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.reconfigure(errors="replace")  # 终端编码写不出的字写成问号，而不是报错
     try:
         sys.exit(main(sys.argv[1:]) or 0)
     except user_errors as error:
         print(f"错误：{error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        sys.exit(130)

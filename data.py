@@ -80,10 +80,17 @@ def fingerprint_files(folder: Path, files: Sequence[Path]) -> str:
     """全部文件名与内容的 SHA-256。"""
     digest = hashlib.sha256()
     for path in files:
-        content = path.read_bytes()
+        content = _read_bytes(path)
         digest.update(f"{path.relative_to(folder).as_posix()}\0{len(content)}\0".encode("utf-8", "surrogateescape"))
         digest.update(content)
     return digest.hexdigest()
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CorpusError(f"读不了 {path}：{error.strerror}") from None
 
 
 def corpus_fingerprint(folder: Path, val_fraction: float) -> str:
@@ -136,7 +143,7 @@ def read_file(path: Path) -> Iterator[RawSong]:
     Raises:
         CorpusError: 编码或 JSON 有误（写明行与列），或最外层不是数组。
     """
-    text = decode_bytes(path.read_bytes(), path)
+    text = decode_bytes(_read_bytes(path), path)
     suffix = path.suffix.lower()
     if suffix == ".txt":
         yield RawSong(path.stem, "", text, str(path))
@@ -230,7 +237,7 @@ _CREDIT_KEY = (
     r"written|executive|backing|programming|studio|label"
 )
 _CREDIT = re.compile(
-    rf"^[ \W]*(?:(?:{_CREDIT_KEY})(?![声会弹响里上着了])[^:：\n]{{0,40}}[:：].*"
+    rf"^[ \W]*(?:(?:{_CREDIT_KEY})(?![声会弹响里上着了])[^:：\n我你他她说着]{{0,40}}[:：].*"
     r"|(?:词|曲|编|唱|鼓|文)(?: *[/、&+] *(?:词|曲|编|唱))* *[:：].*"
     r"|(?:作词|作曲|填词|编曲|词曲|制作人|监制)(?: *[/、&] *(?:作曲|编曲))* +\S.*"
     r"|(?:lyrics?|music|words|written|composed|arranged|produced|mixed|mastered) +by\b.*"
@@ -617,7 +624,7 @@ def _save_cache(
         )
         _write_atomically(cache_dir / f"{name}.bin", header.ljust(64, b"\0"), stream.tobytes())
     note = {"fingerprint": identity, "report": report}
-    _write_atomically(cache_dir / "report.json", json.dumps(note, ensure_ascii=False, indent=1).encode())
+    _write_atomically(cache_dir / "report.json", json.dumps(note, indent=1).encode())
 
 
 def _load_cache(cache_dir: Path, tokenizer: Tokenizer, fingerprint: str) -> Corpus | None:

@@ -102,17 +102,20 @@ def main(argv: Sequence[str]) -> int:
     root = Path.cwd() if "checkpoint" in given else configuration.REPOSITORY
     writer = load_writer(root / options["checkpoint"], options["device"], options["dtype"])
     try:
+        terminal = sys.stdin is not None and sys.stdin.isatty()
         if options["prompt"] or settings.title or settings.singer:
             print_songs(writer, options["prompt"] or "", settings)
-        elif sys.stdin.isatty():
+        elif terminal:
             Conversation(writer, settings).run()
-        else:
+        elif sys.stdin is not None:
             for line in _prompts_from_pipe():
                 print_songs(writer, line, settings)
                 print(flush=True)
     except KeyboardInterrupt:
         print(flush=True)
         return 130
+    except torch.OutOfMemoryError:
+        raise UserError("显存不足：请减小 --num_samples，或用 --device cpu") from None
     except BrokenPipeError:  # 读我们输出的程序先走了，例如 head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
@@ -253,6 +256,8 @@ class Conversation:
             try:
                 self.answer(line)
             except KeyboardInterrupt:
+                if len(self.writer.songs) > 1:  # 几首同时写时，写到哪里还没有显示
+                    print("\n\n".join(song.text for song in self.writer.songs))
                 print(flush=True)
                 _tell("（已停下；/more 接着写）")
             except UserError as error:
@@ -350,8 +355,14 @@ def _read_line(prompt: str) -> str:
 
 
 def _prompts_from_pipe() -> Iterable[str]:
-    sys.stdin.reconfigure(encoding="utf-8", errors="replace")
-    for line in sys.stdin:
+    for number, raw in enumerate(sys.stdin.buffer, 1):
+        try:
+            line = raw.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            try:
+                line = raw.decode("gb18030")  # 中文 Windows 的管道
+            except UnicodeDecodeError:
+                raise UserError(f"标准输入第 {number} 行的编码有误：请用 UTF-8") from None
         if line.strip():
             yield line.strip()
 
@@ -364,6 +375,4 @@ def _check_text(*texts: Any) -> None:
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # 终端编码写不出的字写成问号，而不是报错
     configuration.run_script(main, UserError, CheckpointError, runtime.DeviceError)

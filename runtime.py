@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import re
 import signal
 import sys
 import time
@@ -142,8 +143,13 @@ def peak_flops(device: torch.device) -> float | None:
     """硬件峰值（FLOP/s）；不在表中的设备为 None，日志里就不写 MFU。"""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+    return _peak_of(torch.cuda.get_device_name(device))
+
+
+def _peak_of(name: str) -> float | None:
+    """显卡名 → 峰值；型号要整词相同，后缀不同的（Ti、SUPER、笔记本版 …）是别的卡。"""
+    other = r"(?! (?:Ti|SUPER|Laptop|D\b|NVL|Max-Q))"
+    return next((peak for key, peak in PEAK_FLOPS.items() if re.search(rf"\b{re.escape(key)}\b{other}", name)), None)
 
 
 def peak_memory_gb(device: torch.device) -> float | None:
@@ -169,6 +175,8 @@ class StopSignals:
     @contextlib.contextmanager
     def installed(self) -> Iterator["StopSignals"]:
         numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        # nohup 让 SIGHUP 不起作用，后台脚本让 SIGINT 不起作用：照旧不理。
+        numbers = [number for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)]
         previous = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield self

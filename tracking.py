@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -37,16 +38,23 @@ class MetricsFile:
             os.replace(temporary, self.path)
 
     def log(self, event: Mapping[str, Any]) -> None:
+        """追加一行；inf 与 nan 记作 null（fp16 的放大倍数试探时，梯度范数偶尔是 inf）。"""
+        finite = {key: None if _not_finite(value) else value for key, value in event.items()}
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n")
+            file.write(json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _iteration(line: str) -> float:
     """记录行的步数；不完整的行算作无穷大，会被截掉。"""
     try:
-        return json.loads(line)["iter"]
+        found = json.loads(line)["iter"]
     except (ValueError, KeyError, TypeError):
         return float("inf")
+    return found if isinstance(found, int) else float("inf")
+
+
+def _not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 class SwanLab:
@@ -111,7 +119,7 @@ class SwanLab:
         values = {
             key: float(value)
             for key, value in event.items()
-            if isinstance(value, (int, float)) and key not in ("iter", "time")
+            if isinstance(value, (int, float)) and key not in ("iter", "time") and not _not_finite(value)
         }
         with self._forgiving("记录"):
             self._swanlab.log(values, step=int(event["iter"]))
@@ -137,11 +145,17 @@ class SwanLab:
 class Tracker:
     """训练循环用的记录器：写 metrics.jsonl，再转给 SwanLab（如果启用）。"""
 
-    def __init__(self, metrics: MetricsFile, swanlab: SwanLab | None) -> None:
-        self._metrics, self._swanlab = metrics, swanlab
+    def __init__(self, metrics: MetricsFile, swanlab: SwanLab | None, say: Say = print) -> None:
+        self._metrics, self._swanlab, self._say = metrics, swanlab, say
+        self._metrics_failed = False
 
     def log(self, event: Mapping[str, Any]) -> None:
-        self._metrics.log(event)
+        try:
+            self._metrics.log(event)
+        except OSError as error:  # 磁盘满了之类：记录会缺，训练照常
+            if not self._metrics_failed:
+                self._say(f"{self._metrics.path} 写不进去，训练照常进行：{_first_line(error)}")
+            self._metrics_failed = True
         if self._swanlab is not None:
             self._swanlab.log(event)
 

@@ -8,6 +8,7 @@ import contextlib
 import math
 import os
 import secrets
+import shlex
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -41,6 +42,9 @@ def main(argv: Sequence[str]) -> int:
     with stop.installed():
         try:
             return train(config, display, stop)
+        except torch.OutOfMemoryError:
+            size = max(1, (config.micro_batch_size or config.batch_size) // 2)
+            raise UserError(f"显存不足：请加 --micro_batch_size {size}（仍不够再减半）；每步的数学不变") from None
         except KeyboardInterrupt:
             display.line("已中断；上次保存之后的进度没有保存。" if stop.graceful else "已中断；训练还没有开始。")
             return 128 + (stop.received or signal.SIGINT)
@@ -78,11 +82,11 @@ def train(config: Any, display: Display, stop: StopSignals) -> int:
 
     # 4. 模型、优化器、记录
     trainer = Trainer(config, environment, corpus, previous, display)
-    trainer.announce()
 
     # 5. 训练循环
     crashed = True
     try:
+        trainer.announce()
         signal_number = trainer.run(stop)
         crashed = False
     finally:
@@ -256,7 +260,7 @@ class Trainer:
             plain = configuration.as_plain_dict(config)
             log_dir = configuration.REPOSITORY / "swanlog"
             swanlab = SwanLab(config.swanlab_project, self.run_id, plain, log_dir, self.display.line)
-        return Tracker(metrics, swanlab)
+        return Tracker(metrics, swanlab, self.display.line)
 
     def _compile(self) -> tuple[Callable[[Tensor, Tensor], Tensor], bool]:
         if not self.config.use_compile:
@@ -298,6 +302,10 @@ class Trainer:
         while self.iteration < config.train_iters:
             loss, gradient_norm, learning_rate = self.step()
             last = self.iteration == config.train_iters
+            if stop.received is not None:
+                self.display.line("收到中断，正在保存 …（再按一次立即退出）")
+            if last or stop.received is not None or self.iteration % config.log_interval == 0:
+                self._refuse_not_finite(loss)
             if self.iteration % config.log_interval == 0 or self.iteration == 1 or last:
                 self.log(loss, gradient_norm, learning_rate)
             if self.iteration % config.eval_interval == 0 or last:
@@ -310,6 +318,13 @@ class Trainer:
                 return stop.received
             self.display.progress(self.speed.progress_line())
         return None
+
+    def _refuse_not_finite(self, loss: Tensor) -> None:
+        if not math.isfinite(loss.item()):
+            raise UserError(
+                f"第 {self.iteration} 步的损失成了 {loss.item()}，已停下，没有保存这时的权重。\n"
+                "请调小 --learning_rate（或保留 --grad_clip），再次运行就从上一次的 latest.pt 接着训练"
+            )
 
     def step(self) -> tuple[Tensor, Tensor, float]:
         """一个优化步。返回 (平均损失 () , 裁剪前的梯度范数 () , 学习率)，前两个还在设备上。"""
@@ -356,7 +371,7 @@ class Trainer:
     def evaluate(self) -> None:
         """在留出的歌上算损失与每字比特数，更好就存 best.pt，再试写一段。"""
         self.val_loss, self.val_bpc = self.validation_loss()
-        better = self.best_val_loss is None or self.val_loss < self.best_val_loss
+        better = math.isfinite(self.val_loss) and (self.best_val_loss is None or self.val_loss < self.best_val_loss)
         if better:
             self.best_val_loss, self.best_val_bpc = self.val_loss, self.val_bpc
             checkpoint.save(self.config.checkpoint_dir / BEST, self._model_contents())
@@ -554,9 +569,9 @@ def announce_end(trainer: Trainer, signal_number: int | None) -> int:
 
 
 def inference_command(config: Any) -> str:
-    command = f"python inference.py --prompt {config.generate_prompt}"
+    command = f"python inference.py --prompt {shlex.quote(config.generate_prompt)}"
     if config.checkpoint_dir != configuration.REPOSITORY / configuration.CHECKPOINT_DIR:
-        command += f" --checkpoint {config.checkpoint_dir / BEST}"
+        command += f" --checkpoint {shlex.quote(str(config.checkpoint_dir / BEST))}"
     return command
 
 

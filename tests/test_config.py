@@ -368,3 +368,19 @@ def test_wrong_flag_ends_the_script():
     assert "Traceback" not in done.stderr
     assert "--wrong" in done.stderr
     assert all(re.search("[\u4e00-\u9fff]", line) for line in lines)
+
+
+def test_device_cpu_takes_the_cpu_preset():
+    """有显卡而指定 --device cpu 时，auto 也取 cpu 预设。"""
+    assert config.resolve(["--device", "cpu"], True).preset == "cpu"
+    assert config.resolve([], True).preset == "gpu"
+
+
+def test_values_edited_in_a_preset_are_checked(monkeypatch):
+    """PRESETS 里改错的值和常量一样列出来。"""
+    monkeypatch.setitem(config.PRESETS, "cpu", {"BATCH_SIZE": 0, "N_LAYER": 2, "LEARNING_RATE": "1e-3"})
+    with pytest.raises(config.UserError) as error:
+        config.resolve(["--preset", "cpu"], False)
+    assert "BATCH_SIZE = 0" in str(error.value)
+    assert "N_LAYER" in str(error.value)
+    assert "LEARNING_RATE" not in str(error.value)

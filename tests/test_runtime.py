@@ -234,3 +234,38 @@ def test_handlers_are_restored():
     with pytest.raises(RuntimeError, match="bug"):
         fail_inside()
     assert [signal.getsignal(number) for number in NUMBERS] == before
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA GeForce RTX 4090", 165.2e12),
+        ("Tesla T4", 65e12),
+        ("Tesla V100-SXM2-16GB", 125e12),
+        ("NVIDIA RTX A1000 Laptop GPU", None),
+        ("NVIDIA L40", None),
+        ("NVIDIA A10G", None),
+        ("NVIDIA T400", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4080 SUPER", None),
+        ("NVIDIA H100 NVL", None),
+    ],
+)
+def test_peak_needs_the_exact_model(name, peak):
+    """峰值只给表里那一款：名字相近的别的卡不报 MFU。"""
+    assert runtime._peak_of(name) == peak
+
+
+def test_ignored_signals_stay_ignored():
+    """nohup 启动时 SIGHUP 不起作用，训练不该改掉它。"""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with runtime.StopSignals().installed() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.received is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

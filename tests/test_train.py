@@ -402,6 +402,48 @@ def test_messages_name_missing_corpora(run, tmp_path):
         run("none", folder=tmp_path / "empty")
 
 
+def test_a_loss_that_is_not_finite_stops_the_run(run, monkeypatch):
+    """损失成了 nan：停下并说明，不把坏的权重写进检查点；原来的 latest.pt 还在。"""
+    original = train.Trainer.step
+
+    def step(self):
+        loss, norm, rate = original(self)
+        return (loss * math.nan if self.iteration == 5 else loss), norm, rate
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "step", step)
+        with pytest.raises(UserError, match="第 5 步的损失成了 nan"):
+            run("nan")
+    code, _, directory = run("nan")
+    assert code == 0
+    assert all(weight.isfinite().all() for weight in checkpoint.load(directory / "latest.pt")["model"].values())
+
+
+def test_an_infinite_gradient_norm_is_recorded_as_null(run, monkeypatch):
+    """fp16 的放大倍数试探时梯度范数会是 inf：照常训练，记录仍是合法的 JSON。"""
+    original = train.Trainer.step
+
+    def step(self):
+        loss, norm, rate = original(self)
+        return loss, norm * math.inf, rate
+
+    monkeypatch.setattr(train.Trainer, "step", step)
+    code, _, directory = run("inf")
+    assert code == 0
+    assert metrics(directory)[0]["grad_norm"] is None
+
+
+def test_out_of_memory_gives_advice(run, monkeypatch):
+    """显存不足：一句话说怎样调小微批次。"""
+
+    def step(self):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(train.Trainer, "step", step)
+    with pytest.raises(UserError, match="--micro_batch_size 2"):
+        run("oom")
+
+
 @pytest.mark.parametrize("flag", ["--checkpoint_dir", "--cache_dir"])
 def test_unwritable_folders_are_named(run, tmp_path, flag):
     """写不进去的文件夹一开始就报告，而不是训练几小时之后。"""
