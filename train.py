@@ -220,12 +220,15 @@ class Trainer:
         self.optimizer.load_state_dict(previous["optimizer"]["adamw"])
         for group, decay in zip(self.optimizer.param_groups, (self.config.weight_decay, 0.0), strict=True):
             group["weight_decay"] = decay  # 以现在的设置为准
-        self.scaler.load_state_dict(previous["scaler"]) if self.scaler.is_enabled() and previous["scaler"] else None
+        if self.scaler.is_enabled() and previous["scaler"]:
+            self.scaler.load_state_dict(previous["scaler"])
         self.iteration = previous["iter"]
         self.val_loss, self.val_bpc = previous["val_loss"], previous["val_bpc"]
         self.best_val_loss, self.best_val_bpc = previous["best_val_loss"], previous["best_val_bpc"]
         self.seed, self.run_id = previous["rng"]["seed"], previous["run_id"]
         self._announce_resumed(previous)
+        if previous["corpus"] != self.corpus.fingerprint:
+            self._start_new_best()
 
     def _announce_resumed(self, previous: dict[str, Any]) -> None:
         say, config = self.display.line, self.config
@@ -246,11 +249,13 @@ class Trainer:
                 say(f"  与上次不同：{name} {was} → {now[name]}")
         if config.seed != self.seed:
             say(f"  沿用检查点的种子 {self.seed}（{config.seed} 不起作用）")
-        if previous["corpus"] != self.corpus.fingerprint:
-            moved = checkpoint.archive(config.checkpoint_dir, [BEST])
-            self.best_val_loss = self.best_val_bpc = None
-            say("  语料已变：沿用检查点的分词器，这次训练不再能逐位重现")
-            say(f"  旧语料上的 best.pt 留在 {moved}" if moved else "  验证集已变，最佳成绩重新计")
+
+    def _start_new_best(self) -> None:
+        """语料变了，验证集也变了：旧的 best.pt 留档，最好成绩重新计。"""
+        moved = checkpoint.archive(self.config.checkpoint_dir, [BEST])
+        self.best_val_loss = self.best_val_bpc = None
+        self.display.line("  语料已变：沿用检查点的分词器，这次训练不再能逐位重现")
+        self.display.line(f"  旧语料上的 best.pt 留在 {moved}" if moved else "  验证集已变，最佳成绩重新计")
 
     def _build_tracker(self) -> Tracker:
         config = self.config
@@ -302,19 +307,23 @@ class Trainer:
         while self.iteration < config.train_iters:
             loss, gradient_norm, learning_rate = self.step()
             last = self.iteration == config.train_iters
-            if stop.received is not None:
+            interrupted = stop.received is not None
+            if interrupted:
                 self.display.line("收到中断，正在保存 …（再按一次立即退出）")
-            if last or stop.received is not None or self.iteration % config.log_interval == 0:
+            log_due = self.iteration % config.log_interval == 0 or self.iteration == 1 or last
+            evaluation_due = self.iteration % config.eval_interval == 0 or last
+            save_due = self.iteration % config.save_interval == 0 or last or interrupted
+            if log_due or evaluation_due or save_due:
                 self._refuse_not_finite(loss)
-            if self.iteration % config.log_interval == 0 or self.iteration == 1 or last:
+            if log_due:
                 self.log(loss, gradient_norm, learning_rate)
-            if self.iteration % config.eval_interval == 0 or last:
+            if evaluation_due:
                 with self.speed.paused():
                     self.evaluate()
-            if self.iteration % config.save_interval == 0 or last or stop.received is not None:
+            if save_due:
                 with self.speed.paused():
                     self.save_latest()
-            if stop.received is not None and not last:
+            if interrupted and not last:
                 return stop.received
             self.display.progress(self.speed.progress_line())
         return None

@@ -419,6 +419,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, monkeypatch):
     assert all(weight.isfinite().all() for weight in checkpoint.load(directory / "latest.pt")["model"].values())
 
 
+def test_a_bad_step_between_log_lines_is_not_saved_either(run, monkeypatch):
+    """日志隔得远时，保存之前照样查：坏的一步不进 latest.pt。"""
+    original = train.Trainer.step
+
+    def step(self):
+        loss, norm, rate = original(self)
+        return (loss * math.nan if self.iteration == 6 else loss), norm, rate
+
+    monkeypatch.setattr(train.Trainer, "step", step)
+    with pytest.raises(UserError, match="第 6 步的损失成了 nan"):
+        run("nan", "--log_interval", "1000")
+
+
 def test_an_infinite_gradient_norm_is_recorded_as_null(run, monkeypatch):
     """fp16 的放大倍数试探时梯度范数会是 inf：照常训练，记录仍是合法的 JSON。"""
     original = train.Trainer.step
