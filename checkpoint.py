@@ -3,17 +3,26 @@
 `best.pt` 自成一体：权重、模型配置、分词器、训练配置；`latest.pt` 另有接着训练所需的一切。
 """
 
+import contextlib
+import math
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from model import GPT, ModelConfig
 from tokenizer import Tokenizer, TokenizerError
+
+try:
+    import fcntl  # 仅 Unix
+except ImportError:
+    fcntl = None
 
 FORMAT = 1
 BEST, LATEST, METRICS = "best.pt", "latest.pt", "metrics.jsonl"
@@ -33,13 +42,40 @@ RESUME_KEYS = {
     "rng": Mapping,
     "best_val_loss": (float, type(None)),
     "best_val_bpc": (float, type(None)),
+    "evaluation_due": bool,
+    "skipped_steps": int,
     "corpus": str,
     "run_id": str,
 }
 
 
 class CheckpointError(ValueError):
-    """检查点不存在、损坏，或不是本仓库的检查点。"""
+    """检查点不存在、损坏、不是本仓库的检查点，或正被另一个训练使用。"""
+
+
+@contextlib.contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+    """独占一个检查点文件夹；进程无论怎样结束（包括 kill -9），锁都随之放开。
+
+    Raises:
+        CheckpointError: 另一个训练正在用它。
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(
+                f"另一个训练正在使用 {directory}：先停下它，或用 --checkpoint_dir 换一个文件夹"
+            ) from None
+        except OSError:  # 有的网络文件系统不支持锁
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def save(path: Path, contents: Mapping[str, Any]) -> None:
@@ -49,7 +85,7 @@ def save(path: Path, contents: Mapping[str, Any]) -> None:
         OSError: 磁盘写不进去；原文件不变。
     """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.tmp")  # 名字固定：被 kill -9 多少次，也只剩下一个
     try:
         with open(temporary, "wb") as file:
             torch.save(dict(contents), file)
@@ -57,9 +93,11 @@ def save(path: Path, contents: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except RuntimeError as error:  # torch 把写文件时的 OSError 包成了 RuntimeError
-        raise OSError(f"写不进 {path}（磁盘满了？）") from error
+        cause = error.__cause__ or error.__context__
+        raise (cause if isinstance(cause, OSError) else OSError("磁盘满了？")) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def load(path: Path, for_resume: bool = False) -> dict[str, Any]:
@@ -75,6 +113,7 @@ def load(path: Path, for_resume: bool = False) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"找不到检查点：{path}")
     try:
+        _verify_archive(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # 外来的 pickle 会引出与用户无关的英文警告
             contents = torch.load(path, map_location="cpu", weights_only=True)
@@ -84,9 +123,27 @@ def load(path: Path, for_resume: bool = False) -> dict[str, Any]:
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         raise CheckpointError(f"不是本仓库的检查点（或版本不同）：{path}")
     wrong = [key for key, kind in keys.items() if key not in contents or not isinstance(contents[key], kind)]
+    if contents.get("iter") is not None and "iter" not in wrong and contents["iter"] < 0:
+        wrong.append("iter")
+    if for_resume and "rng" not in wrong and not isinstance(contents["rng"].get("seed"), int):
+        wrong.append("rng")
     if wrong:
         raise CheckpointError(f"检查点 {path} 缺少 {'、'.join(wrong)}")
     return contents
+
+
+def _verify_archive(path: Path) -> None:
+    """逐条核对 zip 自带的 CRC-32：torch.load 不查它，权重里翻转一位也照样读入。
+
+    torch.save 从不压缩；压缩过的或相互重叠的记录能让一个小文件撑满内存，一律不收。
+    """
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
+        if packed or sum(record.file_size for record in records) > path.stat().st_size:
+            raise zipfile.BadZipFile("压缩或重叠的记录")
+        if archive.testzip() is not None:
+            raise zipfile.BadZipFile("CRC-32 不符")
 
 
 def model_contents(
@@ -116,22 +173,65 @@ def restore(contents: Mapping[str, Any], path: Path, dropout: float = 0.0) -> tu
     Raises:
         CheckpointError: 权重与模型配置对不上，或分词器损坏。
     """
+    weights = contents["model"]
     try:
         model_config = ModelConfig(**{**contents["model_config"], "dropout": dropout})
         tokenizer = Tokenizer(contents["tokenizer"])
+        if tokenizer.vocab_size != model_config.vocab_size:
+            raise ValueError("词表与模型大小不符")
+        if not all(_is_weight(tensor) for tensor in weights.values()):
+            raise ValueError("权重不是普通的浮点张量")
+        if model_config.n_layers != len({name.split(".")[1] for name in weights if name.startswith("blocks.")}):
+            raise ValueError("层数与权重不符")
+        if not all(math.isfinite(value) for value in model_config.as_dict().values()):
+            raise ValueError("模型配置不是有限的数")
         with torch.device("meta"):
             model = GPT(model_config)
-        model.load_state_dict(contents["model"], assign=True)
-    except (TypeError, ValueError, RuntimeError, TokenizerError) as error:
+        model.load_state_dict(weights, assign=True)
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, TokenizerError) as error:
         raise CheckpointError(f"检查点 {path} 的内容前后不符：{str(error).splitlines()[0]}") from None
-    if tokenizer.vocab_size != model_config.vocab_size:
-        raise CheckpointError(f"检查点 {path} 的词表与模型大小不符")
-    model.requires_grad_(True)
-    return model, tokenizer
+    return model.float().requires_grad_(True), tokenizer
 
 
-def archive(directory: Path, names: Sequence[str] = (BEST, LATEST, METRICS)) -> Path | None:
-    """把一次训练留下的文件移入 `archive-年月日-时分秒/`；没有可移的返回 None。"""
+def _is_weight(tensor: Any) -> bool:
+    """占着自己那份内存的普通浮点张量（不是用步长 0 把一个数铺成一大片的那种）。"""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and tensor.is_floating_point()
+        and tensor.is_contiguous()
+    )
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Any, path: Path) -> None:
+    """载入优化器的状态（动量等）；学习率、衰减这些超参数以现在的为准。
+
+    Raises:
+        CheckpointError: 状态与模型的参数对不上。
+    """
+    try:
+        groups = optimizer.state_dict()["param_groups"]
+        if [group["params"] for group in saved["param_groups"]] != [group["params"] for group in groups]:
+            raise ValueError("参数的个数不同")
+        optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+        for parameter, state in optimizer.state.items():
+            for value in state.values():
+                if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                    raise ValueError("状态与参数的形状不同")
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"检查点 {path} 的优化器状态与模型不符：{reason}") from None
+
+
+def archive(directory: Path, names: Sequence[str] = (LATEST, BEST, METRICS)) -> Path | None:
+    """把一次训练留下的文件移入 `archive-年月日-时分秒/`；没有可移的返回 None。
+
+    先移 latest.pt：移到一半断电，剩下的也不会被当作可以接着训练的一套。
+
+    Raises:
+        OSError: 移不动。
+    """
     found = [directory / name for name in names if (directory / name).exists()]
     if not found:
         return None

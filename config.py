@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import difflib
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -417,16 +418,29 @@ def as_plain_dict(config: Any) -> dict[str, Any]:
     }
 
 
-def run_script(main: Callable[[Sequence[str]], int | None], *user_errors: type[Exception]) -> NoReturn:
-    """脚本的外壳：用户能改正的错误变成一两行中文和退出码 2，其余错误保留完整回溯。"""
+def run_script(
+    main: Callable[[Sequence[str]], int | None],
+    *user_errors: type[Exception],
+    leave: Callable[[int], None] = lambda code: None,
+) -> NoReturn:
+    """脚本的外壳：用户能改正的错误变成一两行中文和退出码 2，其余错误保留完整回溯，退出码 1。
+
+    Args:
+        leave: 退出前最后做的事，收退出码。
+    """
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.reconfigure(errors="replace")  # 终端编码写不出的字写成问号，而不是报错
     try:
-        sys.exit(main(sys.argv[1:]) or 0)
+        code = main(sys.argv[1:]) or 0
     except user_errors as error:
         print(f"错误：{error}", file=sys.stderr)
-        sys.exit(2)
+        code = 2
     except KeyboardInterrupt:
         print(file=sys.stderr)
-        sys.exit(130)
+        code = 130
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    leave(code)
+    sys.exit(code)

@@ -9,6 +9,7 @@
 """
 
 import codecs
+import contextlib
 import functools
 import hashlib
 import html
@@ -27,19 +28,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import tokenizer as tokenizer_module
-from tokenizer import Tokenizer
+from tokenizer import Tokenizer, TokenizerError
 
 CLEANING_VERSION = 1  # 清洗、去重或编码的规则有变时加一，旧缓存随之重建
 SAMPLE_FILE = "sample.json"  # 自带样例，没有别的歌词文件时才用
 SUFFIXES = (".json", ".jsonl", ".txt", ".lrc")
 FEWEST_HAN = 10  # 少于这么多汉字的不算一首中文歌
 LONGEST_NAME = 40  # 歌名、歌手最多取这么多字
+MOST_REPEATS = 100  # LRC 的一行最多重复这么多次
 
 Say = Callable[[str], None]
 
 
 class CorpusError(ValueError):
-    """歌词文件或文件夹有误；消息写明文件与位置。"""
+    """歌词文件或文件夹有误，或缓存写不了；消息写明文件与位置。"""
 
 
 class RawSong(NamedTuple):
@@ -67,11 +69,12 @@ def find_files(folder: Path) -> list[Path]:
         CorpusError: 文件夹不存在，或里面没有歌词文件。
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise CorpusError(f"歌词文件夹不存在：{folder}")
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+    with _file_errors("读不了", folder):
+        if not folder.is_dir():
+            raise CorpusError(f"歌词文件夹不存在：{_shown(folder)}")
+        files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not files:
-        raise CorpusError(f"歌词文件夹是空的：{folder}（需要 *.json、*.jsonl、*.txt 或 *.lrc）")
+        raise CorpusError(f"歌词文件夹是空的：{_shown(folder)}（需要 *.json、*.jsonl、*.txt 或 *.lrc）")
     own = [path for path in files if path.name != SAMPLE_FILE]
     return own or files
 
@@ -81,16 +84,27 @@ def fingerprint_files(folder: Path, files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
         content = _read_bytes(path)
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{len(content)}\0".encode("utf-8", "surrogateescape"))
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{len(content)}\0".encode("utf-8", "surrogatepass"))
         digest.update(content)
     return digest.hexdigest()
 
 
 def _read_bytes(path: Path) -> bytes:
-    try:
+    with _file_errors("读不了", path):
         return path.read_bytes()
+
+
+@contextlib.contextmanager
+def _file_errors(what: str, path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise CorpusError(f"读不了 {path}：{error.strerror}") from None
+        raise CorpusError(f"{what} {_shown(path)}：{error.strerror or error}") from None
+
+
+def _shown(path: Path | str) -> str:
+    """能放进一行消息的路径：文件名里可以有换行、控制字符和不成字的字节。"""
+    return _INVISIBLE.sub("?", str(path).replace("\n", "?"))
 
 
 def corpus_fingerprint(folder: Path, val_fraction: float) -> str:
@@ -125,7 +139,7 @@ def decode_bytes(content: bytes, path: Path) -> str:
             if private is None and not _is_shift_jis(content):
                 return decoded
             position = len(decoded[: private.start()].encode("gb18030")) if private else position
-    raise CorpusError(f"{path}：第 {position} 字节处既不是 UTF-8 也不是 GB18030，请先转换成 UTF-8")
+    raise CorpusError(f"{_shown(path)}：第 {position} 字节处既不是 UTF-8 也不是 GB18030，请先转换成 UTF-8")
 
 
 def _is_shift_jis(content: bytes) -> bool:
@@ -144,21 +158,21 @@ def read_file(path: Path) -> Iterator[RawSong]:
         CorpusError: 编码或 JSON 有误（写明行与列），或最外层不是数组。
     """
     text = decode_bytes(_read_bytes(path), path)
-    suffix = path.suffix.lower()
+    suffix, where = path.suffix.lower(), _shown(path)
     if suffix == ".txt":
-        yield RawSong(path.stem, "", text, str(path))
+        yield RawSong(path.stem, "", text, where)
     elif suffix == ".lrc":
         yield _read_lrc(text, path)
     elif suffix == ".jsonl":
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
-                yield _raw_song(_parse_json(line, path, number), f"{path} 第 {number} 行")
+                yield _raw_song(_parse_json(line, path, number), f"{where} 第 {number} 行")
     else:
         songs = _parse_json(text, path)
         if not isinstance(songs, list):
-            raise CorpusError(f'{path}：最外层应为数组 [{{"name": …, "singer": …, "lyric": […]}}, …]')
+            raise CorpusError(f'{where}：最外层应为数组 [{{"name": …, "singer": …, "lyric": […]}}, …]')
         for number, song in enumerate(songs, 1):
-            yield _raw_song(song, f"{path} 第 {number} 首")
+            yield _raw_song(song, f"{where} 第 {number} 首")
 
 
 def _parse_json(text: str, path: Path, line: int | None = None) -> Any:
@@ -166,10 +180,10 @@ def _parse_json(text: str, path: Path, line: int | None = None) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise CorpusError(
-            f"{path}：第 {line or error.lineno} 行第 {error.colno} 列不是合法的 JSON（{error.msg}）"
+            f"{_shown(path)}：第 {line or error.lineno} 行第 {error.colno} 列不是合法的 JSON（{error.msg}）"
         ) from None
     except (RecursionError, ValueError):
-        raise CorpusError(f"{path}{f'：第 {line} 行' if line else ''}：JSON 嵌套过深或数字过长") from None
+        raise CorpusError(f"{_shown(path)}{f'：第 {line} 行' if line else ''}：JSON 嵌套过深或数字过长") from None
 
 
 def _raw_song(song: Any, where: str) -> RawSong:
@@ -187,29 +201,32 @@ def _read_lrc(text: str, path: Path) -> RawSong:
     timed = []
     for line in text.splitlines():
         words = _STAMP.sub("", line)
-        stamps = _STAMP.findall(line)
+        stamps = _STAMP.findall(line)[:MOST_REPEATS]  # 否则几万个时间加一句长话就能占满内存
         times = [int(minutes) * 60 + float(seconds.replace(":", ".")) for minutes, seconds in stamps]
         timed += [(time, words) for time in times or [timed[-1][0] if timed else 0.0]]
     timed.sort(key=lambda entry: entry[0])
-    return RawSong(tags.get("ti") or path.stem, tags.get("ar", ""), [words for _, words in timed], str(path))
+    return RawSong(tags.get("ti") or path.stem, tags.get("ar", ""), [words for _, words in timed], _shown(path))
 
 
 # ---------------------------------------------------------------------------
 # 2. 清洗
 # ---------------------------------------------------------------------------
 
-_HTML_BREAK = re.compile(r"<\s*(?:br|/p|/div|/li)\s*/?\s*>", re.I)
+# 行可能有几兆字长：这里每个式子的用时都与字数成正比（相邻的两个 * 不能认得同样的字，开头的 * 不跨行）。
+_ABSURD_REFERENCE = re.compile(r"&#[0-9]{8,};?")  # 码位至多七位；几千位的数 int() 不收
+_HTML_BREAK = re.compile(r"<\s*(?:br|/p|/div|/li)\s*(?:/\s*)?>", re.I)
 _HTML_TAG = re.compile(r"</?(?:p|div|span|b|i|u|em|strong|font|a|li|ul|br)\b[^<>\n]{0,200}>", re.I)
 _TIME = re.compile(r"[\[<]\d{1,3}:\d{1,2}(?:[.:]\d{1,3})?[\]>]")
 _LRC_TAG = re.compile(
-    r"^\s*\[(?:ti|ar|al|by|offset|re|ve|au|length|la|id|hash|sign|qq|total|language)\s*:[^\]\n]*\]", re.M | re.I
+    r"^ *\[(?:ti|ar|al|by|offset|re|ve|au|length|la|id|hash|sign|qq|total|language) *:[^\]\n]*\]", re.M | re.I
 )
 _LINE_BREAK = re.compile(r"\r\n?|[\v\f\x85\u2028\u2029]")
 _SPACE = re.compile(r"[ \t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]+")
 # 控制、零宽、方向、变体、代理、非字符、私用区
 _INVISIBLE = re.compile(
     r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff"
-    r"\ufff0-\uffff\ud800-\udfff\ue000-\uf8ff\U000e0000-\U0010ffff]"
+    r"\ufdd0-\ufdef\ufff0-\uffff\U0001fffe\U0001ffff\U0002fffe\U0002ffff\U0003fffe\U0003ffff"
+    r"\ud800-\udfff\ue000-\uf8ff\U000e0000-\U0010ffff]"
 )
 
 _PART = (
@@ -222,12 +239,12 @@ _PART_LINE = re.compile(
     re.M | re.I,
 )
 _PART_PREFIX = re.compile(
-    rf"^ *[\[【（(〔{{] *{_PART} *[0-9A-Za-z一二三四五六]{{0,3}} *[\]】）)〕}}] *[:：]?", re.M | re.I
+    rf"^ *[\[【（(〔{{] *{_PART} *(?:[0-9A-Za-z一二三四五六]{{1,3}} *)?[\]】）)〕}}] *[:：]?", re.M | re.I
 )
 _VOICE_PREFIX = re.compile(
-    r"^ *[\[【（(]? *(?:男声?|女声?|合唱?|男女|齐唱?|童声|对唱|rap) *[\]】）)]? *[:：]", re.M | re.I
+    r"^ *(?:[\[【（(] *)?(?:男声?|女声?|合唱?|男女|齐唱?|童声|对唱|rap) *(?:[\]】）)] *)?[:：]", re.M | re.I
 )
-_TIMES_SUFFIX = re.compile(r"(?:(?<![\d ]) *[xX×*] *\d{1,2}| *[(（\[【] *[xX×*] *\d{1,2} *[)）\]】]) *$", re.M)
+_TIMES_SUFFIX = re.compile(r"(?:(?<![\d ]) *[xX×*] *\d{1,2}|(?<! ) *[(（\[【] *[xX×*] *\d{1,2} *[)）\]】]) *$", re.M)
 
 _CREDIT_KEY = (
     r"作词|作曲|填词|谱曲|编曲|词曲|原唱|翻唱|演唱|演奏|歌手|歌名|歌曲|专辑|制作|监制|出品|发行|录音|录制|混音|混缩|缩混|母带|"
@@ -237,7 +254,7 @@ _CREDIT_KEY = (
     r"written|executive|backing|programming|studio|label"
 )
 _CREDIT = re.compile(
-    rf"^[ \W]*(?:(?:{_CREDIT_KEY})(?![声会弹响里上着了])[^:：\n我你他她说着]{{0,40}}[:：].*"
+    rf"^[^\w\n]*(?:(?:{_CREDIT_KEY})(?![声会弹响里上着了])[^:：\n我你他她说着]{{0,40}}[:：].*"
     r"|(?:词|曲|编|唱|鼓|文)(?: *[/、&+] *(?:词|曲|编|唱))* *[:：].*"
     r"|(?:作词|作曲|填词|编曲|词曲|制作人|监制)(?: *[/、&] *(?:作曲|编曲))* +\S.*"
     r"|(?:lyrics?|music|words|written|composed|arranged|produced|mixed|mastered) +by\b.*"
@@ -253,10 +270,14 @@ _EMPTY_LINE = re.compile(r"^[\W_]*\n", re.M)
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U000323af]")
 
 
+def _unescape(text: str) -> str:
+    return html.unescape(_ABSURD_REFERENCE.sub("", text))
+
+
 def clean_text(text: str) -> str:
     """歌词原文 → 一行一句的干净文字（行间一个换行，无空行，结果是合法的 Unicode）。"""
     if "&" in text:
-        text = html.unescape(text)
+        text = _unescape(text)
     text = _LINE_BREAK.sub("\n", text)
     if "<" in text:
         text = _HTML_TAG.sub("", _HTML_BREAK.sub("\n", text))
@@ -266,7 +287,7 @@ def clean_text(text: str) -> str:
     text = _PART_PREFIX.sub("", _PART_LINE.sub("", text))
     text = _NOTICE.sub("", _CREDIT.sub("", text))
     text = _TIMES_SUFFIX.sub("", _VOICE_PREFIX.sub("", text))
-    lines = (line.strip() for line in _EMPTY_LINE.sub("", text + "\n").split("\n"))
+    lines = (" ".join(line.split()) for line in _EMPTY_LINE.sub("", text + "\n").split("\n"))
     return "\n".join(line for line in lines if line)
 
 
@@ -274,8 +295,8 @@ def clean_name(name: Any) -> str:
     """歌名或歌手 → 一行干净文字；不是文字的当作没有。"""
     if not isinstance(name, str):
         return ""
-    name = _INVISIBLE.sub("", _SPACE.sub(" ", _LINE_BREAK.sub(" ", html.unescape(name).replace("\n", " "))))
-    return name.strip()[:LONGEST_NAME].strip()
+    name = _INVISIBLE.sub("", _SPACE.sub(" ", _LINE_BREAK.sub(" ", _unescape(name).replace("\n", " "))))
+    return " ".join(name.split())[:LONGEST_NAME].strip()
 
 
 def clean_song(raw: RawSong) -> Song | str:
@@ -313,7 +334,7 @@ def read_songs(files: Sequence[Path], report: dict[str, Any], progress: Say) -> 
                 dropped[result] += 1
                 examples.setdefault(result, raw.where)
             if read % 2000 == 0:
-                progress(f"读取并清洗 {read:,} 首 · {path.name}")
+                progress(f"读取并清洗 {read:,} 首 · {_shown(path.name)}")
     report |= {"files": len(files), "songs_read": read, "dropped": dict(dropped), "dropped_examples": examples}
     return songs
 
@@ -365,9 +386,9 @@ def _spans(key: str) -> set[str]:
 def _candidate_pairs(keys: Sequence[str]) -> list[tuple[int, int]]:
     """共有足够多 8 字片段的 (较后, 较前) 歌曲对，按较后者排序。"""
     lengths = np.array([len(key) for key in keys], dtype=np.int64)
-    codes = np.frombuffer("".join(keys).encode("utf-32-le"), dtype="<u4").astype(np.uint64)
-    if len(codes) < CANDIDATE_SPAN:
+    if lengths.max(initial=0) < CANDIDATE_SPAN:
         return []
+    codes = np.frombuffer("".join(keys).encode("utf-32-le"), dtype="<u4").astype(np.uint64)
     positions = len(codes) - CANDIDATE_SPAN + 1
     hashes = np.zeros(positions, dtype=np.uint64)
     for offset in range(CANDIDATE_SPAN):  # 多项式散列，模 2^64
@@ -422,7 +443,9 @@ def split_songs(keys: Sequence[str], val_fraction: float) -> tuple[list[int], li
 
 def unigram_bits_per_character(train: Sequence[str], val: Sequence[str]) -> float:
     """字一元模型（加一平滑，含歌尾符号）在验证歌曲上的每字比特数：模型起码要低于它。"""
-    counts = Counter("".join(train))
+    counts: Counter[str] = Counter()
+    for text in train:  # 一首一首地数：整个语料一次数完要几秒，其间不理 Ctrl-C
+        counts.update(text)
     counts["</s>"] = len(train)
     total = counts.total() + len(counts) + 1
     held_out = Counter("".join(val))
@@ -439,6 +462,7 @@ _HEADER = struct.Struct("<8sIIQI32s")  # 魔数、版本、词表大小、词元
 _MAGIC = b"LYRICTOK"
 _CACHE_VERSION = 1
 _ENCODE_CHUNK = 8192
+_TRAINING_LINE = re.compile(".{1,100000}")  # sentencepiece 略过 1 MB 以上的行，切开再给
 
 
 @dataclass(frozen=True)
@@ -475,7 +499,7 @@ def prepare(
         say, progress: 收一行消息，分别用于新的一行和改写进度行。
 
     Raises:
-        CorpusError: 文件夹、文件或其中的歌有误。
+        CorpusError: 文件夹、文件或其中的歌有误，或缓存写不了。
         TokenizerError: 词表太小。
     """
     files = find_files(lyrics_dir)
@@ -493,7 +517,7 @@ def prepare(
     songs, keys = _distinct_songs(lyrics_dir, files, report, say, progress)
     train, val, digests = split_songs(keys, val_fraction)
     if known is None:
-        lines = [line for index in train for part in songs[index] if part for line in part.split("\n")]
+        lines = [line for index in train for part in songs[index] for line in _TRAINING_LINE.findall(part)]
         say(f"训练分词器（{len(lines):,} 行）…")
         known = tokenizer_module.train(lines, vocab_size)
         _save_trained_tokenizer(known, tokenizer_path, cache_dir, tokenizer_key)
@@ -503,19 +527,22 @@ def prepare(
     streams = {name: _encode(side, known, progress) for name, side in sides.items()}
     report |= _statistics(songs, sides, streams, known)
     _save_cache(cache_dir, streams, known, fingerprint, report)
-    return _load_cache(cache_dir, known, fingerprint)
+    # 刚写的缓存也可能读不回来（例如别的训练正用同一个文件夹）：手里的词元是一样的
+    made = Corpus(known, streams["train"], streams["val"], fingerprint, report)
+    return _load_cache(cache_dir, known, fingerprint) or made
 
 
 def _distinct_songs(
     folder: Path, files: Sequence[Path], report: dict[str, Any], say: Say, progress: Say
 ) -> tuple[list[Song], list[str]]:
     """清洗、去重之后的歌和它们的 `content_key`；report 记下各步的数目。"""
-    size = sum(path.stat().st_size for path in files) / 1e6
+    with _file_errors("读不了", folder):
+        size = sum(path.stat().st_size for path in files) / 1e6
     say(f"读取并清洗 {len(files)} 个文件（{size:.1f} MB）…")
     songs = read_songs(files, report, progress)
     if not songs:
         reasons = "、".join(f"{reason} {count} 首" for reason, count in report["dropped"].items()) or "文件里没有歌"
-        raise CorpusError(f"{folder} 清洗后没有剩下一首歌：{reasons}")
+        raise CorpusError(f"{_shown(folder)} 清洗后没有剩下一首歌：{reasons}")
     say(f"在 {len(songs):,} 首里找重复…")
     keys = [content_key(song.text) for song in songs]
     copies = near_copies(keys)
@@ -524,7 +551,7 @@ def _distinct_songs(
     songs = [song for index, song in enumerate(songs) if index not in copies]
     keys = [key for index, key in enumerate(keys) if index not in copies]
     if len(songs) < 2:
-        raise CorpusError(f"{folder} 清洗去重后只剩 1 首歌，训练与验证至少各要一首")
+        raise CorpusError(f"{_shown(folder)} 清洗去重后只剩 1 首歌，训练与验证至少各要一首")
     return songs, keys
 
 
@@ -575,33 +602,35 @@ def _combined(*parts: Any) -> str:
 
 def _write_atomically(path: Path, *chunks: bytes) -> None:
     """先写旁边的临时文件再改名：中途停下不会留下半个文件。"""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _file_errors("写不了", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                for chunk in chunks:
+                    file.write(chunk)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _load_trained_tokenizer(path: Path, cache_dir: Path, key: str) -> Tokenizer | None:
     noted = _read_json(cache_dir / "tokenizer.json")
-    if noted.get("key") != key or not path.is_file():
+    if noted.get("key") != key:
         return None
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != noted.get("sha256"):
+    try:
+        content = path.read_bytes()
+        return Tokenizer(content) if hashlib.sha256(content).hexdigest() == noted.get("sha256") else None
+    except (OSError, TokenizerError):
         return None
-    return Tokenizer(content)
 
 
 def _save_trained_tokenizer(tokenizer: Tokenizer, path: Path, cache_dir: Path, key: str) -> None:
@@ -623,7 +652,7 @@ def _save_cache(
             _MAGIC, _CACHE_VERSION, tokenizer.vocab_size, len(stream), zlib.crc32(stream), bytes.fromhex(identity)
         )
         _write_atomically(cache_dir / f"{name}.bin", header.ljust(64, b"\0"), stream.tobytes())
-    note = {"fingerprint": identity, "report": report}
+    note = {"fingerprint": _combined(identity, json.dumps(report)), "report": report}
     _write_atomically(cache_dir / "report.json", json.dumps(note, indent=1).encode())
 
 
@@ -631,7 +660,7 @@ def _load_cache(cache_dir: Path, tokenizer: Tokenizer, fingerprint: str) -> Corp
     """缓存与语料、分词器对得上且完整时读出，否则 None。"""
     identity = _cache_fingerprint(tokenizer, fingerprint)
     noted = _read_json(cache_dir / "report.json")
-    if noted.get("fingerprint") != identity:
+    if noted.get("fingerprint") != _combined(identity, json.dumps(noted.get("report"))):
         return None
     streams = [read_stream(cache_dir / f"{name}.bin", identity) for name in ("train", "val")]
     if any(stream is None for stream in streams):
@@ -696,17 +725,20 @@ IGNORED = -1  # 补齐位置的目标，不计损失
 
 
 def validation_batches(
-    tokens: np.ndarray, seq_len: int, batch_size: int, most: int
+    tokens: np.ndarray, seq_len: int, batch_size: int, most: int, rank: int = 0, processes: int = 1
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """验证批次：依次的不重叠窗口，每个词元恰好预测一次；最后一窗用 IGNORED 补齐。
 
     Args:
         most: 最多多少个窗口；超过时取均匀分布、每次相同的一部分，与 batch_size 无关。
+        rank, processes: 取 processes 份里的第 rank 份；各份的批数相同，最后一批可能是空的。
     """
     starts = np.arange(0, len(tokens) - 1, seq_len)
     if len(starts) > most:
         starts = starts[np.linspace(0, len(starts) - 1, most).astype(np.int64)]
-    for first in range(0, len(starts), batch_size):
+    longest = -(-len(starts) // processes)
+    starts = starts[rank::processes]
+    for first in range(0, longest, batch_size):
         positions = starts[first : first + batch_size, None] + np.arange(seq_len + 1)
         window = tokens[np.minimum(positions, len(tokens) - 1)].astype(np.int64)
         x, y = window[:, :-1].copy(), window[:, 1:].copy()

@@ -1,4 +1,4 @@
-"""设备、精度、随机种子、信号与显示：每个脚本开头设置一次。"""
+"""设备、精度、随机种子、进程、信号与显示：每个脚本开头设置一次。"""
 
 import contextlib
 import os
@@ -7,10 +7,14 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 try:
     import resource  # 仅 Unix
@@ -36,21 +40,157 @@ PEAK_FLOPS = {
 }
 
 
+PEER_TIMEOUT = timedelta(hours=2)  # 等别的进程的时限：主进程可能正在清洗很大的语料
+
+T = TypeVar("T")
+
+
 class DeviceError(ValueError):
     """设备名有误，或这台机器没有这个设备。"""
 
 
+class PeerError(RuntimeError):
+    """同一次训练的另一个进程先结束了。"""
+
+
+class Processes:
+    """`torchrun` 启动的一组进程；只有一个进程时，每个方法都什么也不必等。
+
+    Attributes:
+        rank, local_rank, count: 全局编号、本机编号、总数，取自 torchrun 设的环境变量。
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.local_rank, self.count = (
+            int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
+        )
+
+    @property
+    def is_main(self) -> bool:
+        """写文件、记录、显示都只由主进程（编号 0）做。"""
+        return self.rank == 0
+
+    def start(self, device: torch.device) -> None:
+        """与别的进程连起来：CPU 张量走 gloo，显卡张量走 NCCL。
+
+        Raises:
+            DeviceError: 连不上。
+        """
+        if self.count == 1:
+            return
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        try:
+            dist.init_process_group(backend, timeout=PEER_TIMEOUT)
+        except (RuntimeError, ValueError) as error:
+            raise DeviceError(f"{self.count} 个进程没有连起来：{str(error).splitlines()[0]}") from None
+
+    def finish(self) -> None:
+        """正常结束时，等全部进程都到这里再断开。"""
+        self.barrier()
+        if self.count > 1:
+            dist.destroy_process_group()
+
+    def share(self, total: int) -> slice:
+        """total 个里归这个进程的一段；各进程的段首尾相接。"""
+        return slice(total * self.rank // self.count, total * (self.rank + 1) // self.count)
+
+    def barrier(self) -> None:
+        self.largest(0)
+
+    def largest(self, value: int) -> int:
+        """各进程的 value 中最大的一个：用来一致地决定停下、重来。"""
+        if self.count == 1:
+            return value
+        found = torch.tensor(value)
+        with _expecting_peers():
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
+    def add(self, tensors: Iterable[Tensor]) -> None:
+        """把每个张量就地换成各进程之和；各张量的类型与设备相同。"""
+        if self.count == 1:
+            return
+        for group in _in_groups(tensors):  # 拼成大块再传：几百个小张量逐个传，时间都花在往返上
+            whole = torch.cat([tensor.reshape(-1) for tensor in group])
+            with _expecting_peers():
+                dist.all_reduce(whole)
+            for tensor, part in zip(group, whole.split([tensor.numel() for tensor in group]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
+        """把每个张量就地换成主进程的。"""
+        if self.count > 1:
+            with _expecting_peers():
+                for tensor in tensors:
+                    dist.broadcast(tensor, 0)
+
+    def from_main(self, call: Callable[[], T]) -> T:
+        """主进程执行 call，各进程得到它的结果；它出错时，主进程照常抛出，其余进程得到 PeerError。"""
+        if self.count == 1:
+            return call()
+        if not self.is_main:
+            received: list[Any] = [None]
+            with _expecting_peers():
+                dist.broadcast_object_list(received, 0, device=torch.device("cpu"))
+            done, result = received[0]
+            if not done:
+                raise PeerError
+            return result
+        try:
+            result = call()
+        except BaseException:
+            with contextlib.suppress(PeerError):  # 其余进程正等着结果
+                self._send((False, None))
+            raise
+        self._send((True, result))
+        return result
+
+    def _send(self, message: Any) -> None:
+        with _expecting_peers():
+            dist.broadcast_object_list([message], 0, device=torch.device("cpu"))
+
+
+def _in_groups(tensors: Iterable[Tensor], most: int = 2**24) -> Iterator[list[Tensor]]:
+    """依次分组，每组加上下一个张量之前不到 most 个数（fp32 时 64 MB）。"""
+    group: list[Tensor] = []
+    for tensor in tensors:
+        group.append(tensor)
+        if sum(member.numel() for member in group) >= most:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+@contextlib.contextmanager
+def _expecting_peers() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # 连接断开时 gloo 与 NCCL 各有各的英文错误
+        raise PeerError(str(error)) from None
+
+
+def leave(code: int) -> None:
+    """出错退出前最后一步：进程组还连着，就不等它的析构（别的进程已不在，会一直等下去）。"""
+    if dist.is_available() and dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
 @dataclass(frozen=True)
 class Runtime:
-    """一次运行的设备与精度。
+    """一次运行的设备、精度与进程。
 
     Attributes:
         device: 计算设备。
         amp_dtype: 自动混合精度的类型；None 表示全程 fp32。
+        processes: 一起训练的进程。
     """
 
     device: torch.device
     amp_dtype: torch.dtype | None
+    processes: Processes
 
     def autocast(self) -> contextlib.AbstractContextManager:
         if self.amp_dtype is None:
@@ -64,7 +204,8 @@ class Runtime:
 
     def describe(self) -> str:
         precision = {None: "fp32", torch.bfloat16: "bf16 混合精度", torch.float16: "fp16 混合精度"}[self.amp_dtype]
-        return f"{device_name(self.device)} · {precision} · torch {torch.__version__}"
+        many = f" · {self.processes.count} 个进程" if self.processes.count > 1 else ""
+        return f"{device_name(self.device)}{many} · {precision} · torch {torch.__version__}"
 
 
 def has_accelerator() -> bool:
@@ -103,9 +244,29 @@ def native_half(device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if any(getattr(torch.cpu, name, bool)() for name in checks) else None
 
 
-def setup(device_name: str, use_amp: bool, seed: int) -> Runtime:
-    """选定设备与精度、设随机种子。"""
-    device = pick_device(device_name)
+def pick_device_for(name: str, processes: Processes) -> torch.device:
+    """几个进程一起训练时，各用本机编号的那块显卡。
+
+    Raises:
+        DeviceError: 同 `pick_device`；或指定了卡号，或 mps。
+    """
+    if processes.count == 1:
+        return pick_device(name)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device(name)
+    if device.type == "mps" or device.index is not None:
+        raise DeviceError(f"几个进程一起训练时，--device 只能是 auto、cuda 或 cpu（现在是 {name}）")
+    if device.type == "cuda":
+        if processes.local_rank >= torch.cuda.device_count():
+            raise DeviceError(f"这台机器有 {torch.cuda.device_count()} 块显卡，--nproc_per_node 不能更多")
+        device = torch.device("cuda", processes.local_rank)
+    return device
+
+
+def setup(device_name: str, use_amp: bool, seed: int, processes: Processes) -> Runtime:
+    """选定设备与精度、设随机种子、连起各进程。"""
+    device = pick_device_for(device_name, processes)
     if device.type == "cuda":
         if device.index is not None:
             torch.cuda.set_device(device)
@@ -114,12 +275,13 @@ def setup(device_name: str, use_amp: bool, seed: int) -> Runtime:
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False
     torch.manual_seed(seed)
-    return Runtime(device, native_half(device) if use_amp else None)
+    processes.start(device)
+    return Runtime(device, native_half(device) if use_amp else None, processes)
 
 
-def seed_step(seed: int, step: int) -> None:
-    """让丢弃等随机性成为 (seed, step) 的函数：接着训练时不必保存随机状态，也能逐位重现。"""
-    torch.manual_seed(seed * 1_000_003 + step)
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
+    """让丢弃等随机性成为 (seed, step, rank) 的函数：接着训练时不必保存随机状态，也能逐位重现。"""
+    torch.manual_seed(seed * 1_000_003 + step + rank * 0x9E3779B97F4A7C15 % 2**63)
 
 
 def device_name(device: torch.device) -> str:
@@ -166,11 +328,17 @@ class StopSignals:
     """Ctrl-C、SIGTERM、SIGHUP：第一次记下来，由训练循环在步末保存后结束；第二次立即结束。
 
     `graceful` 为 False 时（训练循环还没开始，没有可保存的东西）立即结束。
+
+    Args:
+        same_seconds: 第一次之后这么多秒内的不算第二次：关掉 tmux 会话时，内核与 shell 各发一次
+            SIGHUP；torchrun 与调度器也会各发一次。
+        say: 第一次时立刻说一句，收信号编号；在信号处理中执行。
     """
 
-    def __init__(self) -> None:
+    def __init__(self, same_seconds: float = 1.0, say: Callable[[int], None] = lambda number: None) -> None:
         self.received: int | None = None
         self.graceful = False
+        self._same_seconds, self._say, self._first = same_seconds, say, 0.0
 
     @contextlib.contextmanager
     def installed(self) -> Iterator["StopSignals"]:
@@ -185,21 +353,32 @@ class StopSignals:
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame) -> None:
-        if not self.graceful or self.received is not None:
+        if not self.graceful:
             self.received = number
             raise KeyboardInterrupt
-        self.received = number
+        if self.received is None:
+            self.received, self._first = number, time.monotonic()
+            self._say(number)
+        elif time.monotonic() - self._first >= self._same_seconds:
+            raise KeyboardInterrupt
+
+
+def signal_name(number: int) -> str:
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
 class Display:
     """终端显示：普通行，加一条随时改写的进度行（输出不是终端时没有进度行）。
 
     终端没了（tmux kill-session、管道另一头先走）就不再显示，训练不受影响。
+
+    Args:
+        quiet: 什么也不显示（torchrun 的其余进程）。
     """
 
-    def __init__(self, stream=None) -> None:
-        self.stream = stream or sys.stdout
-        self.live = self.stream.isatty() and os.environ.get("TERM") != "dumb"
+    def __init__(self, stream=None, quiet: bool = False) -> None:
+        self.stream, self.quiet = stream or sys.stdout, quiet
+        self.live = not quiet and self.stream.isatty() and os.environ.get("TERM") != "dumb"
         self._progress_shown = False
         self._last_progress = 0.0
         with contextlib.suppress(AttributeError):
@@ -216,12 +395,22 @@ class Display:
         self._write(self._erased() + _cut(message, _terminal_columns() - 1))
         self._progress_shown, self._last_progress = True, now
 
+    def urgent(self, message: str) -> None:
+        """在信号处理里也能用的一行：直接写到终端，不经过可能正写到一半的缓冲。"""
+        if self.quiet:
+            return
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            line = f"{self._erased()}{message}\n"
+            os.write(self.stream.fileno(), line.encode(self.stream.encoding or "utf-8", errors="replace"))
+
     def _erased(self) -> str:
         """擦掉进度行的控制序列；没有进度行时为空。"""
         shown, self._progress_shown = self._progress_shown, False
         return "\r\033[K" if shown else ""
 
     def _write(self, content: str) -> None:
+        if self.quiet:
+            return
         try:
             print(content, end="", file=self.stream, flush=True)
         except OSError:

@@ -5,10 +5,13 @@
 """
 
 import contextlib
+import errno
+import itertools
 import math
 import os
 import secrets
 import shlex
+import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -23,11 +26,12 @@ import config as configuration
 import data
 import generation
 import runtime
+import tracking
 from checkpoint import BEST, LATEST, METRICS, CheckpointError
 from config import UserError
 from model import GPT, ModelConfig
 from optimizer import build_adamw, learning_rate_at, set_learning_rate
-from runtime import Display, StopSignals, duration
+from runtime import Display, PeerError, Processes, StopSignals, duration, signal_name
 from tokenizer import Tokenizer, TokenizerError
 from tracking import MetricsFile, SwanLab, Tracker
 
@@ -35,65 +39,98 @@ DESCRIPTION = "训练中文歌词模型。常量与说明都在 config.py；这�
 
 
 def main(argv: Sequence[str]) -> int:
-    """返回退出码：0 完成；128+n 被信号 n 停下，已保存。"""
+    """返回退出码：0 完成；1 另一个进程出错；128+n 被信号 n 停下，已保存。"""
     config = configuration.resolve(argv, runtime.has_accelerator(), "train.py", DESCRIPTION)
-    display = Display()
-    stop = StopSignals()
+    processes = runtime.Processes()
+    display = Display(quiet=not processes.is_main)
+    stop = StopSignals(same_seconds=3.0 if processes.count > 1 else 1.0, say=lambda n: announce_signal(n, display))
     with stop.installed():
         try:
-            return train(config, display, stop)
+            return train(config, processes, display, stop)
         except torch.OutOfMemoryError:
-            size = max(1, (config.micro_batch_size or config.batch_size) // 2)
-            raise UserError(f"显存不足：请加 --micro_batch_size {size}（仍不够再减半）；每步的数学不变") from None
+            raise UserError("显存不足：请减小 --micro_batch_size；已是 1 时减小 --max_seq_len 或模型") from None
+        except PeerError:
+            display.line("同一次训练的另一个进程先结束了（原因见它的消息），训练随之停下。")
+            return 1
         except KeyboardInterrupt:
             display.line("已中断；上次保存之后的进度没有保存。" if stop.graceful else "已中断；训练还没有开始。")
             return 128 + (stop.received or signal.SIGINT)
 
 
-def train(config: Any, display: Display, stop: StopSignals) -> int:
+def train(config: Any, processes: Processes, display: Display, stop: StopSignals) -> int:
     """从头到尾的一次训练。"""
-    # 1. 设备、精度、种子
-    environment = runtime.setup(config.device, config.use_amp, config.seed)
+    # 1. 设备、精度、种子、进程
+    environment = runtime.setup(config.device, config.use_amp, config.seed, processes)
     announce(config, environment, display)
 
-    # 2. 接着训练，还是从头开始
-    previous = find_previous_run(config)
-    if previous is not None and previous["iter"] >= config.train_iters:
-        announce_finished(previous, config, display)
-        return 0
+    with contextlib.ExitStack() as held:
+        # 2. 接着训练，还是从头开始
+        def look_around() -> dict[str, Any] | None:
+            refuse_idle_processes(config, processes)
+            require_writable_folders(config)
+            held.enter_context(checkpoint.exclusive(config.checkpoint_dir))
+            return find_previous_run(config)
 
-    # 3. 语料：清洗、分词、缓存
+        previous = processes.from_main(look_around)
+        if previous is not None and previous["iter"] >= config.train_iters and not previous["evaluation_due"]:
+            announce_finished(previous, config, display)
+            return 0
+
+        # 3. 语料：清洗、分词、缓存
+        corpus = prepare_corpus(config, processes, previous, display)
+        if previous is None and processes.is_main:
+            archive_earlier_run(config, display)
+
+        # 4. 模型、优化器
+        trainer = Trainer(config, environment, corpus, previous, display)
+        del previous  # 大模型的检查点有一个多 GB，不必一直占着内存
+
+        # 5. 训练循环
+        signal_number = trainer.run(stop)
+
+        # 6. 收尾
+        code = announce_end(trainer, signal_number)
+        processes.finish()
+        return code
+
+
+def prepare_corpus(config: Any, processes: Processes, previous: dict[str, Any] | None, display: Display) -> data.Corpus:
+    """主进程先准备；然后别的机器各由一个进程准备（共享文件夹时只是读缓存），其余进程最后读缓存。
+
+    Raises:
+        CorpusError: 这台机器上的语料与主进程的不同。
+    """
     began = time.monotonic()
-    corpus = data.prepare(
-        config.lyrics_dir,
-        config.cache_dir,
-        tokenizer_file(config),
-        config.bpe_vocab_size,
-        config.val_fraction,
-        tokenizer=Tokenizer(previous["tokenizer"]) if previous else None,
-        say=display.line,
-        progress=display.progress,
-    )
+
+    def prepare(tokenizer: Tokenizer | None) -> data.Corpus:
+        return data.prepare(
+            config.lyrics_dir,
+            config.cache_dir,
+            tokenizer_file(config),
+            config.bpe_vocab_size,
+            config.val_fraction,
+            tokenizer=tokenizer,
+            say=display.line,
+            progress=display.progress,
+        )
+
+    made: list[data.Corpus] = []
+
+    def prepare_first() -> tuple[bytes, str]:
+        made.append(prepare(Tokenizer(previous["tokenizer"]) if previous else None))
+        return made[0].tokenizer.model_bytes, made[0].fingerprint
+
+    model_bytes, fingerprint = processes.from_main(prepare_first)
+    for everyone in (False, True):
+        if not made and (everyone or processes.local_rank == 0):
+            made.append(prepare(Tokenizer(model_bytes)))
+        processes.barrier()
+    (corpus,) = made
+    if corpus.fingerprint != fingerprint:
+        raise data.CorpusError(f"这台机器上 {config.lyrics_dir} 的内容与主进程的不同")
     announce_corpus(corpus.report, config, display)
     display.line(f"  语料备好，用时 {time.monotonic() - began:.1f} 秒")
-
-    if previous is None:
-        archive_earlier_run(config, display)
-
-    # 4. 模型、优化器、记录
-    trainer = Trainer(config, environment, corpus, previous, display)
-
-    # 5. 训练循环
-    crashed = True
-    try:
-        trainer.announce()
-        signal_number = trainer.run(stop)
-        crashed = False
-    finally:
-        trainer.tracker.finish(crashed)
-
-    # 6. 收尾
-    return announce_end(trainer, signal_number)
+    return corpus
 
 
 # ---------------------------------------------------------------------------
@@ -107,10 +144,7 @@ def find_previous_run(config: Any) -> dict[str, Any] | None:
     Raises:
         UserError: latest.pt 损坏，或它的架构、分词器、语料与现在的设置不同。
     """
-    directory = config.checkpoint_dir
-    for folder in (directory, config.cache_dir, config.bpe_model_prefix.parent):
-        require_writable(folder)
-    latest = directory / LATEST
+    latest = config.checkpoint_dir / LATEST
     if not config.resume or not latest.exists():
         return None
     try:
@@ -123,19 +157,28 @@ def find_previous_run(config: Any) -> dict[str, Any] | None:
 
 def archive_earlier_run(config: Any, display: Display) -> None:
     """从头开始之前，把检查点文件夹里别的训练的结果移走。语料备好了才移，写错文件夹名不会动到它们。"""
-    moved = checkpoint.archive(config.checkpoint_dir)
+    try:
+        moved = checkpoint.archive(config.checkpoint_dir)
+    except OSError as error:
+        raise UserError(f"移不动 {config.checkpoint_dir} 里旧的结果：{error.strerror}") from None
     if moved is not None:
         display.line(f"上一次训练的结果已移入 {moved}")
 
 
-def require_writable(folder: Path) -> None:
+def refuse_idle_processes(config: Any, processes: Processes) -> None:
+    if processes.count > config.batch_size:
+        raise UserError(f"{processes.count} 个进程分不了每步 {config.batch_size} 个序列：请加大 --batch_size")
+
+
+def require_writable_folders(config: Any) -> None:
     """训练几小时后才发现写不进去就晚了，所以一开始就查。"""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"无法创建文件夹 {folder}：{error.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"文件夹 {folder} 没有写权限")
+    for folder in (config.checkpoint_dir, config.cache_dir, config.bpe_model_prefix.parent):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"无法创建文件夹 {folder}：{error.strerror}") from None
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"文件夹 {folder} 没有写权限")
 
 
 def refuse_if_different(previous: dict[str, Any], config: Any) -> None:
@@ -168,6 +211,15 @@ def refuse_if_different(previous: dict[str, Any], config: Any) -> None:
 # ---------------------------------------------------------------------------
 
 
+ADAPTING_STEPS = 10  # 启动后的头几步：显存不足就减半微批次，编译不了就不编译；之后这些都是真的错误
+MOST_SKIPPED_IN_A_ROW = 5  # 连续这么多步的损失或梯度不是有限的数，就停下
+DONE, COMPILER_FAILED, OUT_OF_MEMORY, ABANDONED = range(4)  # 一次前向与反向的结局；各进程取最大的一个
+
+
+class Abandoned(Exception):
+    """收到停止的信号，手上的事没做完就放下；状态还停在上一步之后。"""
+
+
 class Trainer:
     """模型、优化器与进度：一次训练中会变的一切都在这里，也都存进 latest.pt。"""
 
@@ -180,8 +232,10 @@ class Trainer:
         display: Display,
     ) -> None:
         self.config, self.environment, self.corpus, self.display = config, environment, corpus, display
-        self.tokenizer = corpus.tokenizer
+        self.processes, self.tokenizer = environment.processes, corpus.tokenizer
         self.iteration = 0  # 已完成的优化步数
+        self.evaluation_due = False  # 这一步之后该评估，还没有评估完
+        self.skipped_steps = self.skipped_in_a_row = 0  # 损失或梯度不是有限的数而跳过的步数
         self.val_loss: float | None = None
         self.val_bpc: float | None = None
         self.best_val_loss: float | None = None
@@ -193,11 +247,17 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(environment.device.type, enabled=environment.needs_scaler)
         if previous is not None:
             self._restore(previous)
+        self.processes.copy_from_main(parameter.data for parameter in self.model.parameters())
         self.batches = data.Batches(corpus.train, config.max_seq_len, config.batch_size, self.seed)
+        self.rows = self.processes.share(config.batch_size)  # 每批里归这个进程的序列
+        most_rows = -(-config.batch_size // self.processes.count)
+        self.micro_batch_size = min(config.micro_batch_size or most_rows, most_rows)  # 各进程相同
         self.loss_function, self.compiled = self._compile()
         self.warmup = min(config.warmup_iters, max(0, config.train_iters - 1))
+        self.steps_taken = 0  # 本次启动以来的步数
+        self.stop = StopSignals()
         self.speed = Speedometer(self)
-        self.tracker = self._build_tracker()
+        self.tracker = Tracker(None, None)
 
     def _build_model(self, previous: dict[str, Any] | None) -> GPT:
         config = self.config
@@ -217,12 +277,12 @@ class Trainer:
         return model.to(self.environment.device)
 
     def _restore(self, previous: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(previous["optimizer"]["adamw"])
-        for group, decay in zip(self.optimizer.param_groups, (self.config.weight_decay, 0.0), strict=True):
-            group["weight_decay"] = decay  # 以现在的设置为准
+        path = self.config.checkpoint_dir / LATEST
+        checkpoint.restore_optimizer(self.optimizer, previous["optimizer"].get("adamw"), path)
         if self.scaler.is_enabled() and previous["scaler"]:
             self.scaler.load_state_dict(previous["scaler"])
-        self.iteration = previous["iter"]
+        self.iteration, self.evaluation_due = previous["iter"], previous["evaluation_due"]
+        self.skipped_steps = previous["skipped_steps"]
         self.val_loss, self.val_bpc = previous["val_loss"], previous["val_bpc"]
         self.best_val_loss, self.best_val_bpc = previous["best_val_loss"], previous["best_val_bpc"]
         self.seed, self.run_id = previous["rng"]["seed"], previous["run_id"]
@@ -252,13 +312,15 @@ class Trainer:
 
     def _start_new_best(self) -> None:
         """语料变了，验证集也变了：旧的 best.pt 留档，最好成绩重新计。"""
-        moved = checkpoint.archive(self.config.checkpoint_dir, [BEST])
+        moved = checkpoint.archive(self.config.checkpoint_dir, [BEST]) if self.processes.is_main else None
         self.best_val_loss = self.best_val_bpc = None
         self.display.line("  语料已变：沿用检查点的分词器，这次训练不再能逐位重现")
         self.display.line(f"  旧语料上的 best.pt 留在 {moved}" if moved else "  验证集已变，最佳成绩重新计")
 
-    def _build_tracker(self) -> Tracker:
+    def _start_tracking(self) -> Tracker:
         config = self.config
+        if not self.processes.is_main:
+            return Tracker(None, None)
         metrics = MetricsFile(config.checkpoint_dir / METRICS, self.iteration)
         swanlab = None
         if config.use_swanlab:
@@ -271,7 +333,7 @@ class Trainer:
         if not self.config.use_compile:
             return self.model.loss, False
         try:
-            return torch.compile(self.model.loss), True
+            return torch.compile(self.model.loss, dynamic=False), True  # 微批次减半后另编译一次，不要变成较慢的动态形状
         except RuntimeError as error:  # 这个 Python 或平台不支持
             return self._without_compile(error), False
 
@@ -294,83 +356,172 @@ class Trainer:
         )
         if self.warmup < c.warmup_iters:
             self.display.line(f"预热 {c.warmup_iters} 步比全程还长，已缩短为 {self.warmup} 步")
+        self._warn_if_disk_is_small(inside + embedding)
         if self.compiled:
             self.display.line("第一步要先编译模型，可能要一两分钟 …")
+
+    def _warn_if_disk_is_small(self, parameters: int) -> None:
+        """best.pt 一份权重，latest.pt 另有优化器的两份；换成新的之前，新旧 latest.pt 同时在磁盘上。"""
+        directory, copy = self.config.checkpoint_dir, 4 * parameters
+        wanted = {BEST: copy, LATEST: 3 * copy}
+        needed = 3 * copy + sum(size for name, size in wanted.items() if not (directory / name).exists())
+        free = shutil.disk_usage(directory).free if self.processes.is_main else needed
+        if free < needed:
+            self.display.line(
+                f"注意：{directory} 所在磁盘剩 {free / 1e9:.2f} GB，存检查点约需 {needed / 1e9:.2f} GB，请先腾出空间"
+            )
 
     # ---- 循环 ----
 
     def run(self, stop: StopSignals) -> int | None:
         """训练到 train_iters；被信号停下时保存并返回信号编号，否则返回 None。"""
+        self.stop = stop
+        try:
+            self.tracker = self._start_tracking()
+            self.announce()
+            stop.graceful = True  # 从这里起才有可保存的
+            self.speed.restart()
+            signal_number = self._loop()
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            if not interrupted and not isinstance(error, UserError):
+                self.display.line(f"出错：{error!r:.200}，正在收尾 …")
+            try:
+                if isinstance(error, PeerError):  # 别的进程没了，自己的状态还停在完整的一步上
+                    self.save_latest()
+            finally:
+                self.tracker.finish("aborted" if interrupted else "crashed", error=repr(error))
+            raise
+        self.tracker.finish("success" if signal_number is None else "aborted")
+        return signal_number
+
+    def _loop(self) -> int | None:
         config = self.config
-        stop.graceful = True
-        self.speed.restart()
-        while self.iteration < config.train_iters:
-            loss, gradient_norm, learning_rate = self.step()
-            last = self.iteration == config.train_iters
-            interrupted = stop.received is not None
-            if interrupted:
-                self.display.line("收到中断，正在保存 …（再按一次立即退出）")
-            log_due = self.iteration % config.log_interval == 0 or self.iteration == 1 or last
-            evaluation_due = self.iteration % config.eval_interval == 0 or last
-            save_due = self.iteration % config.save_interval == 0 or last or interrupted
-            if log_due or evaluation_due or save_due:
-                self._refuse_not_finite(loss)
-            if log_due:
-                self.log(loss, gradient_norm, learning_rate)
-            if evaluation_due:
+        while True:
+            if self.evaluation_due:
                 with self.speed.paused():
                     self.evaluate()
-            if save_due:
+            signal_number = self._agreed_signal()
+            last = self.iteration >= config.train_iters and not self.evaluation_due
+            ending = last or bool(signal_number)
+            if ending or (self.steps_taken and self.iteration % config.save_interval == 0):
                 with self.speed.paused():
-                    self.save_latest()
-            if interrupted and not last:
-                return stop.received
-            self.display.progress(self.speed.progress_line())
-        return None
+                    self.save_latest(ending)
+                signal_number = self._agreed_signal()  # 保存时收到的：刚存好，不必再走一步
+                ending = ending or bool(signal_number)
+            if ending:
+                return None if last else signal_number
+            with contextlib.suppress(Abandoned):
+                self._step_and_log()
 
-    def _refuse_not_finite(self, loss: Tensor) -> None:
-        if not math.isfinite(loss.item()):
-            raise UserError(
-                f"第 {self.iteration} 步的损失成了 {loss.item()}，已停下，没有保存这时的权重。\n"
-                "请调小 --learning_rate（或保留 --grad_clip），再次运行就从上一次的 latest.pt 接着训练"
-            )
+    def _agreed_signal(self) -> int:
+        """任何一个进程收到的信号；没有则为 0。"""
+        return self.processes.largest(self.stop.received or 0)
 
-    def step(self) -> tuple[Tensor, Tensor, float]:
-        """一个优化步。返回 (平均损失 () , 裁剪前的梯度范数 () , 学习率)，前两个还在设备上。"""
+    def _step_and_log(self) -> None:
+        config = self.config
+        loss, gradient_norm, learning_rate = self.step()
+        last = self.iteration == config.train_iters
+        self.evaluation_due = last or self.iteration % config.eval_interval == 0
+        if last or self.iteration % config.log_interval == 0 or self.iteration == 1:
+            self.log(loss, gradient_norm, learning_rate)
+        self.display.progress(self.speed.progress_line())
+
+    def step(self) -> tuple[float, float, float]:
+        """一个优化步。返回 (平均损失, 裁剪前的梯度范数, 学习率)；前两个有一个不是有限的数，就不更新权重。"""
         config = self.config
         learning_rate = learning_rate_at(
             self.iteration, config.train_iters, self.warmup, config.learning_rate, config.min_lr
         )
         set_learning_rate(self.optimizer, learning_rate)
-        x, y = (torch.from_numpy(array).to(self.environment.device) for array in self.batches.at(self.iteration))
-        loss = self._forward_backward(x, y)
+        x, y = (torch.from_numpy(a[self.rows]).to(self.environment.device) for a in self.batches.at(self.iteration))
+        total = self._forward_backward(x, y)
+        self.processes.add([total, *(parameter.grad for parameter in self.model.parameters())])
         self.scaler.unscale_(self.optimizer)
-        gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)
-        self.scaler.step(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)
+        loss, gradient_norm = total.item(), norm.item()
+        finite = math.isfinite(loss) and math.isfinite(gradient_norm)
+        if finite:
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.iteration += 1
+        self.steps_taken += 1
+        self.skipped_in_a_row = 0 if finite else self._skipped(loss, gradient_norm)
         return loss, gradient_norm, learning_rate
 
+    def _skipped(self, loss: float, gradient_norm: float) -> int:
+        """记下跳过的一步，返回连续跳过的步数。
+
+        Raises:
+            UserError: 连续跳过太多步。
+        """
+        self.skipped_steps += 1
+        if self.scaler.is_enabled() and math.isfinite(loss) and self.scaler.get_scale() >= 1:
+            return self.skipped_in_a_row  # fp16 的放大倍数还在往下试探，是常事
+        found = f"损失 {loss:.4f}，梯度 {gradient_norm:.4f}"
+        self.display.line(f"第 {self.iteration} 步跳过，权重不变：{found}（共跳过 {self.skipped_steps} 步）")
+        if self.skipped_in_a_row + 1 == MOST_SKIPPED_IN_A_ROW:
+            if not self.processes.is_main:  # 各进程同时到这里，由主进程来说
+                raise PeerError
+            raise UserError(
+                f"连续 {MOST_SKIPPED_IN_A_ROW} 步的损失或梯度不是有限的数，停在第 {self.iteration} 步（{found}）。\n"
+                "上一次的 latest.pt 完好：请调小 --learning_rate 或 --grad_clip，或加 --use_amp false，"
+                "再运行就从它接着训练"
+            )
+        return self.skipped_in_a_row + 1
+
     def _forward_backward(self, x: Tensor, y: Tensor) -> Tensor:
-        """整批的平均损失与梯度；按 MICRO_BATCH_SIZE 分几次做。"""
-        try:
-            return self._accumulate(x, y)
-        except Exception as error:
-            if not self.compiled or self.speed.steps or not _from_compiler(error):
-                raise
-            self.loss_function, self.compiled = self._without_compile(error), False
+        """这个进程的那部分损失与梯度，各进程相加就是整批的平均；按微批次分几次做。
+
+        头几步里，显存不足就把各进程的微批次减半重来，编译不了就逐步执行。
+        """
+        adapting = self.steps_taken < ADAPTING_STEPS
+        while True:
+            loss, problem = None, DONE
+            try:
+                loss = self._accumulate(x, y)
+            except torch.OutOfMemoryError:
+                problem = OUT_OF_MEMORY
+                if not adapting or self.micro_batch_size == 1:
+                    raise
+            except Exception as error:
+                if not (adapting and self.compiled and _from_compiler(error)):
+                    raise
+                problem = COMPILER_FAILED
+                if self.stop.received:  # 编译器多半是被同一个信号停下的，不能因此就不编译
+                    problem = ABANDONED
+                else:
+                    self.loss_function, self.compiled = self._without_compile(error), False
+            # 到了 except 之外再重来：异常还挂着那次前向的全部张量。
+            if adapting:
+                problem = self.processes.largest(problem)
+            if problem == DONE:
+                return loss
             self.optimizer.zero_grad(set_to_none=True)
-            return self._accumulate(x, y)
+            if problem == ABANDONED:
+                raise Abandoned
+            if problem == OUT_OF_MEMORY:
+                self._halve_micro_batch()
+
+    def _halve_micro_batch(self) -> None:
+        self.micro_batch_size = max(1, (self.micro_batch_size + 1) // 2)
+        if self.environment.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.display.line(
+            f"显存不足：微批次减为 {self.micro_batch_size}，多分几次累积，每步的数学不变"
+            f"（在 config.py 里设 MICRO_BATCH_SIZE = {self.micro_batch_size} 可省去这次试探）"
+        )
 
     def _accumulate(self, x: Tensor, y: Tensor) -> Tensor:
-        runtime.seed_step(self.seed, self.iteration)
+        runtime.seed_step(self.seed, self.iteration, self.processes.rank)
         self.model.train()
-        size = self.config.micro_batch_size or len(x)
+        size = self.micro_batch_size
+        targets = self.config.batch_size * self.config.max_seq_len  # 整批的目标数，含别的进程的
         total = torch.zeros((), device=x.device)
         for start in range(0, len(x), size):
             with self.environment.autocast():
-                loss = self.loss_function(x[start : start + size], y[start : start + size]) / y.numel()
+                loss = self.loss_function(x[start : start + size], y[start : start + size]) / targets
             self.scaler.scale(loss).backward()
             total += loss.detach()
         return total
@@ -378,19 +529,26 @@ class Trainer:
     # ---- 评估、记录、保存 ----
 
     def evaluate(self) -> None:
-        """在留出的歌上算损失与每字比特数，更好就存 best.pt，再试写一段。"""
-        self.val_loss, self.val_bpc = self.validation_loss()
+        """在留出的歌上算损失与每字比特数，更好就存 best.pt，再试写一段；中途收到信号就放下，下次启动再做。"""
+        measured = self.validation_loss()
+        if measured is None:
+            return
+        self.val_loss, self.val_bpc = measured
+        self.evaluation_due = False
         better = math.isfinite(self.val_loss) and (self.best_val_loss is None or self.val_loss < self.best_val_loss)
-        if better:
+        saved = better and self._save(BEST, self._model_contents())
+        if saved:
             self.best_val_loss, self.best_val_bpc = self.val_loss, self.val_bpc
-            checkpoint.save(self.config.checkpoint_dir / BEST, self._model_contents())
+        if not self.processes.is_main:
+            return
         event = {"iter": self.iteration, "val_loss": self.val_loss, "val_bpc": self.val_bpc, "time": time.time()}
         self.tracker.log(event)
 
         say = self.display.line
         say(f"──── 评估 · 第 {self.iteration} 步 " + "─" * 30)
         unigram = self.corpus.report["unigram_bpc"]
-        verdict = f"至今最好，已存 {BEST}" if better else f"至今最好 {self.best_val_loss:.4f}"
+        best = f"至今最好 {self.best_val_loss:.4f}" if self.best_val_loss is not None else "还没有最好的"
+        verdict = f"至今最好，已存 {BEST}" if saved else best
         say(f"验证损失 {self.val_loss:.4f} · {self.val_bpc:.3f} 比特/字（字一元模型 {unigram:.3f}）· {verdict}")
         sample = self.write_sample()
         for line in sample.splitlines():
@@ -398,25 +556,31 @@ class Trainer:
         say("─" * 50)
         self.tracker.log_sample(self.config.generate_prompt, sample, self.iteration)
 
-    def validation_loss(self) -> tuple[float, float]:
-        """(每词元损失 nat, 每字比特数)。比特数以验证歌曲的字数（含换行、歌名、歌手）为分母，各种词表可比。"""
-        config = self.config
-        size = config.micro_batch_size or config.batch_size
-        windows = config.eval_iters * config.batch_size  # 与微批次的大小无关
+    def validation_loss(self) -> tuple[float, float] | None:
+        """(每词元损失 nat, 每字比特数)；中途收到信号则为 None。各进程各算一份，相加。
+
+        比特数以验证歌曲的字数（含换行、歌名、歌手）为分母，各种词表可比。
+        """
+        config, processes = self.config, self.processes
+        windows = config.eval_iters * config.batch_size  # 与微批次的大小、进程数无关
         characters = torch.from_numpy(self.tokenizer.token_characters)
         self.model.eval()
-        nats = torch.zeros((), dtype=torch.float64)
-        tokens = written = 0
+        sums = torch.zeros(3, dtype=torch.float64)  # 损失之和（nat）、词元数、字数
+        batches = data.validation_batches(
+            self.corpus.val, config.max_seq_len, self.micro_batch_size, windows, processes.rank, processes.count
+        )
         with torch.no_grad(), self.environment.autocast():
-            for x, y in data.validation_batches(self.corpus.val, config.max_seq_len, size, windows):
+            for x, y in batches:
+                if self._agreed_signal():
+                    return None
                 targets = torch.from_numpy(y)
-                nats += self.model.loss(
-                    torch.from_numpy(x).to(self.environment.device), targets.to(self.environment.device)
-                ).item()
+                device = self.environment.device
+                nats = self.model.loss(torch.from_numpy(x).to(device), targets.to(device)).item() if len(x) else 0.0
                 real = targets[targets != data.IGNORED]
-                tokens += real.numel()
-                written += int(characters[real].sum())
-        return float(nats) / tokens, float(nats) / math.log(2) / max(1, written)
+                sums += torch.tensor([nats, real.numel(), int(characters[real].sum())], dtype=torch.float64)
+        processes.add([sums])
+        nats, tokens, written = sums.tolist()
+        return nats / tokens, nats / math.log(2) / max(1.0, written)
 
     def write_sample(self) -> str:
         """用固定的种子从 GENERATE_PROMPT 试写一段。"""
@@ -425,20 +589,24 @@ class Trainer:
         prompt = self.tokenizer.song(config.generate_prompt)
         sampling = generation.Sampling(max_tokens=config.generate_tokens, seed=config.seed)
         written = generation.generate(self.model, prompt, sampling, self.tokenizer.eos_id, self.tokenizer.never_written)
-        return config.generate_prompt + self.tokenizer.decode(token for step in written for _, token in step)
+        going_on = itertools.takewhile(lambda step: not self.stop.received, written)
+        return config.generate_prompt + self.tokenizer.decode(token for step in going_on for _, token in step)
 
-    def log(self, loss: Tensor, gradient_norm: Tensor, learning_rate: float) -> None:
-        """一行日志和一条记录；只有这时才与设备同步。"""
-        train_loss, norm = loss.item(), gradient_norm.item()
+    def log(self, loss: float, gradient_norm: float, learning_rate: float) -> None:
+        """一行日志和一条记录。"""
         speed = self.speed.lap()
+        if not self.processes.is_main:
+            return
         peak = runtime.peak_flops(self.environment.device)
-        mfu = speed * self.model.flops_per_token() / peak if peak and self.environment.amp_dtype else None
+        per_device = speed * self.model.flops_per_token() / self.processes.count
+        mfu = per_device / peak if peak and self.environment.amp_dtype else None
         memory = runtime.peak_memory_gb(self.environment.device)
         self.tracker.log(
             {
                 "iter": self.iteration,
-                "train_loss": train_loss,
-                "grad_norm": norm,
+                "train_loss": loss,
+                "grad_norm": gradient_norm,
+                "skipped_steps": self.skipped_steps,
                 "lr": learning_rate,
                 "tokens_per_s": speed,
                 "mfu": mfu,
@@ -448,9 +616,9 @@ class Trainer:
         )
         parts = [
             f"步 {self.iteration}/{self.config.train_iters}",
-            f"损失 {train_loss:.4f}",
+            f"损失 {loss:.4f}",
             f"学习率 {learning_rate:.2e}",
-            f"梯度 {norm:.2f}",
+            f"梯度 {gradient_norm:.2f}",
             f"{speed:,.0f} 词元/秒",
             f"MFU {mfu:.1%}" if mfu is not None else "",
             f"{'显存' if self.environment.device.type == 'cuda' else '内存'} {memory:.1f} GB" if memory else "",
@@ -462,17 +630,44 @@ class Trainer:
         plain = configuration.as_plain_dict(self.config)
         return checkpoint.model_contents(self.model, self.tokenizer, plain, self.iteration, self.val_loss, self.val_bpc)
 
-    def save_latest(self) -> None:
+    def save_latest(self, ending: bool = False) -> None:
+        """存 latest.pt。写不进去时说一句，训练继续，到下一个保存点再试。
+
+        Raises:
+            UserError: 权重里有 nan 或 inf，不存；或这是结束前的一次（ending），没有下一次了。
+        """
         contents = self._model_contents() | {
             "optimizer": {"adamw": self.optimizer.state_dict()},
             "scaler": self.scaler.state_dict(),
             "rng": {"seed": self.seed},  # 每步的随机性由 (种子, 步数) 决定
             "best_val_loss": self.best_val_loss,
             "best_val_bpc": self.best_val_bpc,
+            "evaluation_due": self.evaluation_due,
+            "skipped_steps": self.skipped_steps,
             "corpus": self.corpus.fingerprint,
             "run_id": self.run_id,
         }
-        checkpoint.save(self.config.checkpoint_dir / LATEST, contents)
+        if not self._save(LATEST, contents) and ending:
+            path = self.config.checkpoint_dir / LATEST
+            raise UserError(f"最后一次没能存下 {path}（原因见上）；上一次存的完好，腾出空间后再运行，就从它接着训练")
+
+    def _save(self, name: str, contents: dict[str, Any]) -> bool:
+        """主进程存一个检查点；返回是否存好。别的进程不存，当作存好。"""
+        if not self.processes.is_main:
+            return True
+        if not torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all():
+            raise UserError(
+                f"第 {self.iteration} 步之后权重里有 nan 或 inf，已停下，没有存。\n"
+                f"上一次的 {LATEST} 完好：请调小 --learning_rate，再运行就从它接着训练"
+            )
+        path = self.config.checkpoint_dir / name
+        try:
+            checkpoint.save(path, contents)
+        except OSError as error:
+            reason = "磁盘满了" if error.errno == errno.ENOSPC else error.strerror or error
+            self.display.line(f"没能存下 {path}：{reason}。已有的检查点完好，训练继续")
+            return False
+        return True
 
 
 class Speedometer:
@@ -480,7 +675,6 @@ class Speedometer:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        self.steps = 0  # 本次启动以来记录过的步数
         self._seconds_per_step: float | None = None
 
     def restart(self) -> None:
@@ -499,7 +693,6 @@ class Speedometer:
         now = time.monotonic()
         steps = self.trainer.iteration - self._since_iteration
         self._seconds_per_step = (now - self._since) / max(1, steps)
-        self.steps += steps
         self._since, self._since_iteration = now, self.trainer.iteration
         config = self.trainer.config
         return config.batch_size * config.max_seq_len / self._seconds_per_step
@@ -534,6 +727,10 @@ def announce(config: Any, environment: runtime.Runtime, display: Display) -> Non
         display.line("本次改动：" + "、".join(f"{name}={value}" for name, value in changed.items()))
 
 
+def announce_signal(number: int, display: Display) -> None:
+    display.urgent(f"收到 {signal_name(number)}：做完这一步就保存、退出 …（再来一次就立即退出，不保存）")
+
+
 def announce_corpus(report: dict[str, Any], config: Any, display: Display) -> None:
     say = display.line
     dropped = "、".join(
@@ -564,10 +761,14 @@ def announce_finished(previous: dict[str, Any], config: Any, display: Display) -
 def announce_end(trainer: Trainer, signal_number: int | None) -> int:
     config, say = trainer.config, trainer.display.line
     if signal_number is not None:
-        name = "Ctrl-C" if signal_number == signal.SIGINT else signal.Signals(signal_number).name
-        say(f"收到 {name}：已保存 {config.checkpoint_dir / LATEST}（第 {trainer.iteration} 步）。")
+        say(
+            f"收到 {signal_name(signal_number)}：已保存 {config.checkpoint_dir / LATEST}（第 {trainer.iteration} 步）。"
+        )
         say("再次运行同一命令，就从这里接着训练。")
         return 128 + signal_number
+    if trainer.best_val_loss is None:
+        say(f"训练完成：{trainer.iteration} 步，但每次评估的损失都不是有限的数，没有 {BEST}。")
+        return 0
     say(
         f"训练完成：{trainer.iteration} 步。最好的验证损失 {trainer.best_val_loss:.4f}，"
         f"{trainer.best_val_bpc:.3f} 比特/字（字一元模型 {trainer.corpus.report['unigram_bpc']:.3f}）。"
@@ -588,5 +789,12 @@ def tokenizer_file(config: Any) -> Path:
     return config.bpe_model_prefix.with_name(config.bpe_model_prefix.name + ".model")
 
 
+def leave(code: int) -> None:
+    """退出前最后一步：SwanLab 或进程组还卡着，就不等它们的退出钩子。"""
+    tracking.leave(code)
+    runtime.leave(code)
+
+
 if __name__ == "__main__":
-    configuration.run_script(main, UserError, data.CorpusError, CheckpointError, TokenizerError, runtime.DeviceError)
+    user_errors = (UserError, data.CorpusError, CheckpointError, TokenizerError, runtime.DeviceError)
+    configuration.run_script(main, *user_errors, leave=leave)

@@ -104,8 +104,8 @@ def test_resuming_asks_for_more(saved, contents, tmp_path):
     message = refused(saved, for_resume=True)
     assert "optimizer" in message
     assert "rng" in message
-    extra = {"optimizer": {}, "scaler": {}, "rng": {}, "best_val_loss": None, "best_val_bpc": None}
-    extra |= {"corpus": "c", "run_id": "r"}
+    extra = {"optimizer": {}, "scaler": {}, "rng": {"seed": 1}, "best_val_loss": None, "best_val_bpc": None}
+    extra |= {"corpus": "c", "run_id": "r", "evaluation_due": False, "skipped_steps": 0}
     latest = tmp_path / LATEST
     checkpoint.save(latest, contents | extra)
     assert checkpoint.load(latest, for_resume=True)["run_id"] == "r"

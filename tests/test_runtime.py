@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import runtime
-from runtime import DeviceError, Display, Runtime, StopSignals, duration, pick_device
+from runtime import DeviceError, Display, Processes, Runtime, StopSignals, duration, pick_device
 
 NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -72,14 +72,18 @@ def test_durations_are_said_in_words(seconds, said):
 def test_precision_is_described_and_only_fp16_needs_a_scaler():
     """fp16 才需要放大梯度；全程 fp32 时 autocast 什么也不改。"""
     cpu = torch.device("cpu")
-    assert [Runtime(cpu, dtype).needs_scaler for dtype in (None, torch.bfloat16, torch.float16)] == [False, False, True]
+    assert [Runtime(cpu, dtype, Processes()).needs_scaler for dtype in (None, torch.bfloat16, torch.float16)] == [
+        False,
+        False,
+        True,
+    ]
     x = torch.ones(2, 2)
-    with Runtime(cpu, None).autocast():
+    with Runtime(cpu, None, Processes()).autocast():
         assert (x @ x).dtype == torch.float32
-    with Runtime(cpu, torch.bfloat16).autocast():
+    with Runtime(cpu, torch.bfloat16, Processes()).autocast():
         assert (x @ x).dtype == torch.bfloat16
-    assert "fp32" in Runtime(cpu, None).describe()
-    assert "CPU" in Runtime(cpu, None).describe()
+    assert "fp32" in Runtime(cpu, None, Processes()).describe()
+    assert "CPU" in Runtime(cpu, None, Processes()).describe()
 
 
 def test_each_step_has_its_own_random_numbers():
@@ -202,11 +206,28 @@ def test_characters_the_terminal_cannot_write_do_not_stop_a_run(tmp_path):
 @pytest.mark.parametrize("number", NUMBERS)
 def test_the_first_signal_is_remembered_the_second_stops(number):
     """训练中第一次只记下来（步末保存），第二次立即结束。"""
-    with StopSignals().installed() as stop:
+    with StopSignals(same_seconds=0).installed() as stop:
         stop.graceful = True
         assert stop.received is None
         os.kill(os.getpid(), number)
         assert stop.received == number
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_signals_that_come_together_are_one(monkeypatch, number):
+    """内核、shell、torchrun 几乎同时各发一次的，算一次：不能因此不保存就退出；过了这一刻才算第二次。"""
+    clock = SimpleNamespace(now=50.0)
+    monkeypatch.setattr(runtime, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    said = []
+    with StopSignals(same_seconds=1.0, say=said.append).installed() as stop:
+        stop.graceful = True
+        os.kill(os.getpid(), number)
+        for other in NUMBERS:
+            os.kill(os.getpid(), other)
+        assert (stop.received, said) == (number, [number])
+        clock.now += 1.0
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
 

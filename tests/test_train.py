@@ -1,6 +1,5 @@
 """训练脚本：接着训练、拒绝覆盖、信号、评估。"""
 
-import json
 import math
 import os
 import pty
@@ -8,123 +7,17 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from test_tracking import FakeSwanLab
+from tiny import REPOSITORY, TINY, assert_identical, assert_same_run, crash_at, metrics, stop_at, write_corpus
 
 import checkpoint
 import data
 import runtime
 import train
 from config import UserError
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-TINY = (
-    "--preset cpu --n_layers 2 --n_heads 2 --n_embed 32 --max_seq_len 32 --batch_size 4 --train_iters 10 "
-    "--warmup_iters 2 --eval_interval 4 --eval_iters 2 --log_interval 1 --save_interval 3 --generate_tokens 5 "
-    "--bpe_vocab_size 3000 --use_swanlab false --use_compile false --device cpu"
-).split()
-CHARACTERS = "今夜我在风里等你山高水远路灯下雨落长街故乡的月亮照着河岸少年唱歌走过四季花开"
-
-
-def write_corpus(folder: Path, songs: int, start: int = 0) -> Path:
-    """互不相同的歌：每首从字表的不同位置、以不同步长取字。"""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for number in range(start, start + songs):
-        step, place, lines = number % 7 + 2, number, []
-        for line in range(8):
-            length = 5 + (number + line) % 4
-            lines.append(
-                "".join(CHARACTERS[(place + i * step + line * number) % len(CHARACTERS)] for i in range(length))
-            )
-            place += length * step
-        written.append({"name": f"歌{number}", "singer": f"人{number % 5}", "lyric": lines})
-    path = folder / f"songs{start}.json"
-    path.write_text(json.dumps(written, ensure_ascii=False), encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus"), 40)
-
-
-@pytest.fixture
-def run(corpus, tmp_path, capsys):
-    """在临时文件夹里训练：run(名字, 参数…) → (退出码, 标准输出, 检查点文件夹)。"""
-
-    def call(name: str, *extra: str, folder: Path = corpus):
-        directory = tmp_path / name
-        argv = [*TINY, "--lyrics_dir", str(folder), "--checkpoint_dir", str(directory)]
-        argv += ["--cache_dir", str(tmp_path / "cache"), "--bpe_model_prefix", str(tmp_path / "bpe"), *extra]
-        code = train.main(argv)
-        return code, capsys.readouterr().out, directory
-
-    return call
-
-
-def stop_at(monkeypatch, iteration: int, number: int = signal.SIGINT) -> None:
-    """在完成第 iteration 步时给自己发一个信号，只发一次。"""
-    original = train.Trainer.step
-    sent = []
-
-    def step(self):
-        result = original(self)
-        if self.iteration == iteration and not sent:
-            sent.append(True)
-            os.kill(os.getpid(), number)
-        return result
-
-    monkeypatch.setattr(train.Trainer, "step", step)
-
-
-def crash_at(monkeypatch, iteration: int) -> None:
-    """在完成第 iteration 步时出一次错（不保存）。"""
-    original = train.Trainer.step
-    crashed = []
-
-    def step(self):
-        result = original(self)
-        if self.iteration == iteration and not crashed:
-            crashed.append(True)
-            raise ZeroDivisionError
-        return result
-
-    monkeypatch.setattr(train.Trainer, "step", step)
-
-
-def metrics(directory: Path) -> list[dict]:
-    wall_clock = ("time", "tokens_per_s", "peak_memory_gb", "mfu")
-    events = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{key: value for key, value in event.items() if key not in wall_clock} for event in events]
-
-
-def assert_identical(a, b, path="") -> None:
-    """两个检查点逐位相同。"""
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            assert_identical(a[key], b[key], f"{path}/{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), path
-        for index, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_identical(x, y, f"{path}/{index}")
-    else:
-        assert a == b, path
-
-
-def assert_same_run(first: Path, second: Path) -> None:
-    for name in ("latest.pt", "best.pt"):
-        a, b = (torch.load(folder / name, weights_only=True) for folder in (first, second))
-        for contents in (a, b):
-            contents.pop("run_id", None)
-            contents["config"].pop("checkpoint_dir")
-        assert_identical(a, b, name)
-    assert metrics(first) == metrics(second)
 
 
 @pytest.mark.parametrize("amp", ["false", "true"])
@@ -321,7 +214,7 @@ def test_validation_metric(run):
 def test_without_a_compiler_training_goes_on(run, monkeypatch):
     """torch.compile 用不了：说一句，照常训练，结果与不编译相同。"""
 
-    def unusable(function):
+    def unusable(function, **options):
         def call(*arguments):
             raise torch._dynamo.exc.Unsupported("没有 C++ 编译器")
 
@@ -338,7 +231,7 @@ def test_without_a_compiler_training_goes_on(run, monkeypatch):
 
 def test_our_own_errors_are_not_taken_for_compiler_errors(run, monkeypatch):
     """编译可用时，我们代码里的错误保留回溯。"""
-    monkeypatch.setattr(torch, "compile", lambda function: lambda *arguments: 1 / 0)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("bug", "--use_compile", "true")
 
@@ -402,61 +295,6 @@ def test_messages_name_missing_corpora(run, tmp_path):
         run("none", folder=tmp_path / "empty")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(run, monkeypatch):
-    """损失成了 nan：停下并说明，不把坏的权重写进检查点；原来的 latest.pt 还在。"""
-    original = train.Trainer.step
-
-    def step(self):
-        loss, norm, rate = original(self)
-        return (loss * math.nan if self.iteration == 5 else loss), norm, rate
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train.Trainer, "step", step)
-        with pytest.raises(UserError, match="第 5 步的损失成了 nan"):
-            run("nan")
-    code, _, directory = run("nan")
-    assert code == 0
-    assert all(weight.isfinite().all() for weight in checkpoint.load(directory / "latest.pt")["model"].values())
-
-
-def test_a_bad_step_between_log_lines_is_not_saved_either(run, monkeypatch):
-    """日志隔得远时，保存之前照样查：坏的一步不进 latest.pt。"""
-    original = train.Trainer.step
-
-    def step(self):
-        loss, norm, rate = original(self)
-        return (loss * math.nan if self.iteration == 6 else loss), norm, rate
-
-    monkeypatch.setattr(train.Trainer, "step", step)
-    with pytest.raises(UserError, match="第 6 步的损失成了 nan"):
-        run("nan", "--log_interval", "1000")
-
-
-def test_an_infinite_gradient_norm_is_recorded_as_null(run, monkeypatch):
-    """fp16 的放大倍数试探时梯度范数会是 inf：照常训练，记录仍是合法的 JSON。"""
-    original = train.Trainer.step
-
-    def step(self):
-        loss, norm, rate = original(self)
-        return loss, norm * math.inf, rate
-
-    monkeypatch.setattr(train.Trainer, "step", step)
-    code, _, directory = run("inf")
-    assert code == 0
-    assert metrics(directory)[0]["grad_norm"] is None
-
-
-def test_out_of_memory_gives_advice(run, monkeypatch):
-    """显存不足：一句话说怎样调小微批次。"""
-
-    def step(self):
-        raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(train.Trainer, "step", step)
-    with pytest.raises(UserError, match="--micro_batch_size 2"):
-        run("oom")
-
-
 @pytest.mark.parametrize("flag", ["--checkpoint_dir", "--cache_dir"])
 def test_unwritable_folders_are_named(run, tmp_path, flag):
     """写不进去的文件夹一开始就报告，而不是训练几小时之后。"""
@@ -510,6 +348,7 @@ def test_latest_keys_follow_the_contract(run):
     promised = {"format", "model", "model_config", "config", "tokenizer", "iter", "val_loss", "val_bpc"}
     assert set(best) == promised
     resuming = {"optimizer", "scaler", "rng", "best_val_loss", "best_val_bpc", "corpus", "run_id"}
+    resuming |= {"evaluation_due", "skipped_steps"}
     assert set(latest) == promised | resuming
     assert not any(name.startswith(("_orig_mod.", "module.")) for name in latest["model"])
     assert latest["config"]["preset"] == "cpu"
@@ -525,3 +364,34 @@ def test_compiled_training_resumes_bit_for_bit(run, monkeypatch):
         assert run("parts", *options)[0] == 130
     run("parts", *options)
     assert_same_run(whole, whole.parent / "parts")
+
+
+def test_a_resumed_run_continues_the_same_swanlab_run(run, monkeypatch):
+    """接着训练用同一个 SwanLab 编号；数值是标量，试写的歌词是文字；断在半路的那次记作 aborted。"""
+    fake = FakeSwanLab()
+    monkeypatch.setitem(sys.modules, "swanlab", fake)
+    options = ("--use_swanlab", "true")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        run("logged", *options)
+    run("logged", *options)
+    first, second = fake.inits
+    assert first["id"] == second["id"]
+    assert second["resume"] == "allow"
+    assert [end["state"] for end in fake.finishes] == ["aborted", "success"]
+    scalars = [values for values, _ in fake.logs if "sample" not in values]
+    assert {"train_loss", "grad_norm", "lr", "tokens_per_s", "val_loss", "val_bpc"} <= set().union(*scalars)
+    samples = [(values["sample"], step) for values, step in fake.logs if "sample" in values]
+    assert [step for _, step in samples] == [4, 8, 10]
+    assert all(kind == "text" and text.startswith("今夜我") for (kind, text, _), _ in samples)
+
+
+def test_swanlab_changes_nothing_in_training(run, monkeypatch):
+    """用不用 SwanLab、它好不好用，训练都逐位相同。"""
+    _, _, without = run("without")
+    for name, fake in {"good": FakeSwanLab(), "bad": FakeSwanLab(log=RuntimeError("x"), finish=OSError("y"))}.items():
+        monkeypatch.setitem(sys.modules, "swanlab", fake)
+        _, _, directory = run(name, "--use_swanlab", "true")
+        a, b = (checkpoint.load(folder / "latest.pt")["model"] for folder in (without, directory))
+        assert_identical(a, b)
+        assert metrics(without) == metrics(directory)
