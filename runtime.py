@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -125,29 +125,12 @@ class Processes:
                     dist.broadcast(tensor, 0)
 
     def from_main(self, call: Callable[[], T]) -> T:
-        """主进程执行 call，各进程得到它的结果；它出错时，主进程照常抛出，其余进程得到 PeerError。"""
-        if self.count == 1:
-            return call()
-        if not self.is_main:
-            received: list[Any] = [None]
+        """主进程执行 call，各进程得到它的结果；它出错时主进程照常抛出，其余进程等到它退出，得到 PeerError。"""
+        message = [call() if self.is_main else None]
+        if self.count > 1:
             with _expecting_peers():
-                dist.broadcast_object_list(received, 0, device=torch.device("cpu"))
-            done, result = received[0]
-            if not done:
-                raise PeerError
-            return result
-        try:
-            result = call()
-        except BaseException:
-            with contextlib.suppress(PeerError):  # 其余进程正等着结果
-                self._send((False, None))
-            raise
-        self._send((True, result))
-        return result
-
-    def _send(self, message: Any) -> None:
-        with _expecting_peers():
-            dist.broadcast_object_list([message], 0, device=torch.device("cpu"))
+                dist.broadcast_object_list(message, 0, device=torch.device("cpu"))
+        return message[0]
 
 
 def _in_groups(tensors: Iterable[Tensor], most: int = 2**24) -> Iterator[list[Tensor]]:
