@@ -518,7 +518,7 @@ def prepare(
     train, val, digests = split_songs(keys, val_fraction)
     if known is None:
         lines = [line for index in train for part in songs[index] for line in _TRAINING_LINE.findall(part)]
-        say(f"训练分词器（{len(lines):,} 行）…")
+        say(f"训练分词器（{len(lines):,} 行；其间 Ctrl-C 稍后才生效）…")
         known = tokenizer_module.train(lines, vocab_size)
         _save_trained_tokenizer(known, tokenizer_path, cache_dir, tokenizer_key)
     say(f"编码 {len(songs):,} 首歌…")
