@@ -4,12 +4,11 @@
 """
 
 import contextlib
-import math
 import os
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +25,57 @@ except ImportError:
 
 FORMAT = 1
 BEST, LATEST, METRICS = "best.pt", "latest.pt", "metrics.jsonl"
-MODEL_KEYS = {
-    "format": int,
-    "model": Mapping,
-    "model_config": Mapping,
-    "config": Mapping,
-    "tokenizer": bytes,
-    "iter": int,
-    "val_loss": (float, type(None)),
-    "val_bpc": (float, type(None)),
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _is_loss(value: Any) -> bool:
+    return value is None or type(value) is float
+
+
+def _is_name(value: Any) -> bool:
+    return type(value) is str and len(value) <= 64 and value.isascii() and value.isalnum()
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(type(entry) in (int, float) for entry in value.values())
+
+
+def _is_config(value: Any) -> bool:
+    plain = (bool, int, float, str, type(None))
+    return isinstance(value, Mapping) and all(type(part) in plain for entry in value.items() for part in entry)
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+MODEL_KEYS: dict[str, Callable[[Any], bool]] = {
+    "format": _is_count,
+    "model": _is_mapping,
+    "model_config": _is_numbers,
+    "config": _is_config,
+    "tokenizer": lambda value: type(value) is bytes,
+    "iter": _is_count,
+    "val_loss": _is_loss,
+    "val_bpc": _is_loss,
 }
-RESUME_KEYS = {
-    "optimizer": Mapping,
-    "scaler": Mapping,
-    "rng": Mapping,
-    "best_val_loss": (float, type(None)),
-    "best_val_bpc": (float, type(None)),
-    "evaluation_due": bool,
-    "skipped_steps": int,
-    "corpus": str,
-    "run_id": str,
+SCALER_KEYS = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
+RESUME_KEYS: dict[str, Callable[[Any], bool]] = {
+    "optimizer": _is_mapping,
+    "scaler": lambda value: _is_numbers(value) and set(value) in (set(), SCALER_KEYS),
+    "rng": lambda value: _is_numbers(value) and _is_count(value.get("seed")),
+    "best_val_loss": _is_loss,
+    "best_val_bpc": _is_loss,
+    "evaluation_due": lambda value: type(value) is bool,
+    "skipped_steps": _is_count,
+    "corpus": _is_name,
+    "run_id": _is_name,
 }
+# 优化器为每个参数存的东西；还没走过一步时一项也没有。
+STATE_KEYS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}}
 
 
 class CheckpointError(ValueError):
@@ -122,14 +151,18 @@ def load(path: Path, for_resume: bool = False) -> dict[str, Any]:
     keys = MODEL_KEYS | (RESUME_KEYS if for_resume else {})
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         raise CheckpointError(f"不是本仓库的检查点（或版本不同）：{path}")
-    wrong = [key for key, kind in keys.items() if key not in contents or not isinstance(contents[key], kind)]
-    if contents.get("iter") is not None and "iter" not in wrong and contents["iter"] < 0:
-        wrong.append("iter")
-    if for_resume and "rng" not in wrong and not isinstance(contents["rng"].get("seed"), int):
-        wrong.append("rng")
+    wrong = [key for key, accepts in keys.items() if key not in contents or not accepts(contents[key])]
     if wrong:
-        raise CheckpointError(f"检查点 {path} 缺少 {'、'.join(wrong)}")
+        raise CheckpointError(f"检查点 {path} 缺少 {'、'.join(wrong)}，或其内容不对")
+    contents["config"] = {_printable(key): _printable(value) for key, value in contents["config"].items()}
     return contents
+
+
+def _printable(value: Any) -> Any:
+    """别人的检查点里的文字会显示在终端上：去掉能清屏、改标题的控制码。"""
+    if not isinstance(value, str):
+        return value
+    return "".join(character if character.isprintable() else "?" for character in value)
 
 
 def _verify_archive(path: Path) -> None:
@@ -139,8 +172,9 @@ def _verify_archive(path: Path) -> None:
     """
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
-        packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
-        if packed or sum(record.file_size for record in records) > path.stat().st_size:
+        # external_attr：torch.save 总是写 0；翻转其中一位，torch 就把记录当作文件夹，读出未初始化的内存
+        odd = any(record.compress_type != zipfile.ZIP_STORED or record.external_attr for record in records)
+        if odd or sum(record.file_size for record in records) > path.stat().st_size:
             raise zipfile.BadZipFile("压缩或重叠的记录")
         if archive.testzip() is not None:
             raise zipfile.BadZipFile("CRC-32 不符")
@@ -179,12 +213,10 @@ def restore(contents: Mapping[str, Any], path: Path, dropout: float = 0.0) -> tu
         tokenizer = Tokenizer(contents["tokenizer"])
         if tokenizer.vocab_size != model_config.vocab_size:
             raise ValueError("词表与模型大小不符")
-        if not all(_is_weight(tensor) for tensor in weights.values()):
-            raise ValueError("权重不是普通的浮点张量")
+        if not all(_is_sound(tensor) for tensor in weights.values()):
+            raise ValueError("权重不是普通的、有限的浮点张量")
         if model_config.n_layers != len({name.split(".")[1] for name in weights if name.startswith("blocks.")}):
             raise ValueError("层数与权重不符")
-        if not all(math.isfinite(value) for value in model_config.as_dict().values()):
-            raise ValueError("模型配置不是有限的数")
         with torch.device("meta"):
             model = GPT(model_config)
         model.load_state_dict(weights, assign=True)
@@ -193,14 +225,15 @@ def restore(contents: Mapping[str, Any], path: Path, dropout: float = 0.0) -> tu
     return model.float().requires_grad_(True), tokenizer
 
 
-def _is_weight(tensor: Any) -> bool:
-    """占着自己那份内存的普通浮点张量（不是用步长 0 把一个数铺成一大片的那种）。"""
+def _is_sound(value: Any) -> bool:
+    """有限的、占着自己那份内存的普通浮点张量（不是用步长 0 把一个数铺成一大片的那种）。"""
     return (
-        isinstance(tensor, Tensor)
-        and tensor.layout is torch.strided
-        and tensor.device.type == "cpu"
-        and tensor.is_floating_point()
-        and tensor.is_contiguous()
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and value.is_floating_point()
+        and value.is_contiguous()
+        and bool(value.isfinite().all())
     )
 
 
@@ -210,15 +243,19 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Any, path: Path) 
     Raises:
         CheckpointError: 状态与模型的参数对不上。
     """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    groups = optimizer.state_dict()["param_groups"]
     try:
-        groups = optimizer.state_dict()["param_groups"]
         if [group["params"] for group in saved["param_groups"]] != [group["params"] for group in groups]:
             raise ValueError("参数的个数不同")
+        for index, state in saved["state"].items():
+            if set(state) != STATE_KEYS[type(optimizer).__name__] or not all(map(_is_sound, state.values())):
+                raise ValueError("状态缺项，或不是有限的浮点张量")
+            if any(value.dim() and value.shape != parameters[index].shape for value in state.values()):
+                raise ValueError("状态与参数的形状不同")
+        if len(saved["state"]) not in (0, len(parameters)):
+            raise ValueError("有的参数没有状态")
         optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
-        for parameter, state in optimizer.state.items():
-            for value in state.values():
-                if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
-                    raise ValueError("状态与参数的形状不同")
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"检查点 {path} 的优化器状态与模型不符：{reason}") from None

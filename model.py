@@ -26,7 +26,8 @@ class ModelConfig:
         layer_norm_eps: LayerNorm 的 ε。
 
     Raises:
-        ValueError: 有一个大小不是正数，n_embed 不能被 n_heads 整除，或每个头的维度是奇数。
+        ValueError: 有一个大小不是正整数、rope_base 或 layer_norm_eps 不是正数，
+            n_embed 不能被 n_heads 整除，或每个头的维度是奇数。
     """
 
     vocab_size: int
@@ -39,8 +40,11 @@ class ModelConfig:
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        if min(self.vocab_size, self.max_seq_len, self.n_layers, self.n_heads, self.n_embed) < 1:
-            raise ValueError("词表、长度、层数、头数、维度都必须是正数")
+        sizes = (self.vocab_size, self.max_seq_len, self.n_layers, self.n_heads, self.n_embed)
+        if not all(type(size) is int and size > 0 for size in sizes):
+            raise ValueError("词表、长度、层数、头数、维度都必须是正整数")
+        if not all(0 < number < math.inf for number in (self.rope_base, self.layer_norm_eps)):
+            raise ValueError("rope_base 与 layer_norm_eps 必须是正数")
         if self.n_embed % self.n_heads or self.n_embed // self.n_heads % 2:
             raise ValueError("n_embed / n_heads 必须是偶数的整数")
 
