@@ -1,8 +1,10 @@
-"""测速：`python benchmark.py`。每项都在同一次运行里交替测两边，取中位数之比。
+"""测速：`python benchmark.py`，几分钟打印一张表；`--quick` 一分钟。
 
-第一项：写歌时用 KV 缓存，与每个词元重算前文相比（nanoGPT 的做法）。
+每行比较两边，在同一次运行里交替测，取中位数之比；机器忙闲的变化就落在两边头上。装了 transformers 时，
+另一边是同样权重的 GPT-NeoX；没装就只报自己的速度。
 """
 
+import importlib.util
 import json
 import platform
 import statistics
@@ -18,84 +20,244 @@ import config as configuration
 import generation
 import runtime
 from config import Flag, UserError
-from model import GPT, KVCache, ModelConfig
+from model import GPT, WRITING_DTYPES, ModelConfig, prepare_for_writing
 
-DESCRIPTION = "测速；结果是比值与中位数。模型为默认大小（85M）、随机权重：速度与权重的值无关。"
+DESCRIPTION = "测速；结果是中位数与比值。模型为默认大小（85M）、随机权重、贪心：速度与权重的值无关。"
 FLAGS = [
-    Flag("max_tokens", 500, configuration.whole(2), "写多少个词元"),
+    Flag("max_tokens", 200, configuration.whole(2), "写多少个词元"),
     Flag("rounds", 3, configuration.whole(1), "测几轮，取中位数"),
-    Flag("stride", 10, configuration.whole(1), "每写多少个词元换到重算一边测一次"),
-    Flag("dtype", "fp32", configuration.one_of("fp32", "bf16", "fp16"), "权重类型"),
+    Flag("songs", 32, configuration.whole(2), "成批写歌时几首一批"),
+    Flag("quick", False, configuration.BOOLEAN, "只测一轮，每项少写些"),
+    Flag("dtype", "all", configuration.one_of("all", *WRITING_DTYPES), "精度；all 是这台机器上有用的几种"),
     Flag("device", "auto", configuration.text(), "auto、cpu、cuda、mps"),
     Flag("json", None, configuration.path(optional=True), "把结果另存为 JSON 文件"),
 ]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PROMPT_TOKENS = 8
+PREFILL_TOKENS = 512
+STRIDE = 10  # 每写这么多个词元，换到重算前文的一边测一次
+PEER = "transformers"
 
 
 def main(argv: Sequence[str]) -> int:
     given = configuration.parse_flags(FLAGS, argv, "benchmark.py", DESCRIPTION)
     options = {flag.name: given.get(flag.name, flag.default) for flag in FLAGS}
+    if options["quick"]:
+        options |= {"max_tokens": min(options["max_tokens"], 40), "rounds": 1}
+    if PROMPT_TOKENS + options["max_tokens"] > configuration.MAX_SEQ_LEN:
+        longest = configuration.MAX_SEQ_LEN - PROMPT_TOKENS
+        raise UserError(f"--max_tokens {options['max_tokens']}：上下文 {configuration.MAX_SEQ_LEN} 里最多测 {longest}")
     device = runtime.pick_device(options["device"])
-    torch.manual_seed(0)
-    model = default_model().to(device, DTYPES[options["dtype"]]).eval()
-    machine = f"{runtime.device_name(device)} · {options['dtype']} · torch {torch.__version__} · {platform.platform()}"
+    machine = f"{runtime.device_name(device)} · torch {torch.__version__} · {platform.platform()}"
     print(f"机器：{machine}", flush=True)
-
-    result = cached_decode_against_recompute(model, options["max_tokens"], options["rounds"], options["stride"])
-    print_table(result)
+    results = measure_all(device, options)
+    print_table(results)
     if options["json"] is not None:
-        contents = {"machine": machine, "results": [result]}
+        contents = {"machine": machine, "options": {**options, "json": None}, "results": results}
         Path(options["json"]).write_text(json.dumps(contents, ensure_ascii=False, indent=1), encoding="utf-8")
     return 0
 
 
+def measure_all(device: torch.device, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """表的全部行。"""
+    tokens, rounds = options["max_tokens"], options["rounds"]
+    dtypes = [options["dtype"]]
+    if options["dtype"] == "all":
+        dtypes = ["fp32", "bf16", "int8"] if device.type == "cpu" else ["fp32", "bf16"]
+    bandwidth = memory_bandwidth(device)
+    results = []
+    for dtype in dtypes:
+        model = prepare_for_writing(default_model().to(device), dtype)
+        peer, peer_dtype = None, "fp32" if dtype == "int8" else dtype
+        if importlib.util.find_spec("transformers") is not None:
+            peer = as_neox(default_model()).to(device, WRITING_DTYPES[peer_dtype])
+        row = decode(model, peer, tokens, rounds) | {"dtype": dtype, "peer_dtype": peer_dtype}
+        weight_bytes = sum(default_model_counts()) * (1 if dtype == "int8" else WRITING_DTYPES[dtype].itemsize)
+        row["of_bandwidth"] = statistics.median(row["ours"]) * weight_bytes / bandwidth
+        results += [row, prefill(model, peer, rounds) | {"dtype": dtype, "peer_dtype": peer_dtype}]
+        results.append(batch(model, options["songs"], min(tokens, 60), rounds) | {"dtype": dtype})
+        if dtype == dtypes[0]:
+            results.append(cached_against_recomputed(model, tokens, rounds) | {"dtype": dtype})
+    return results
+
+
 def default_model() -> GPT:
-    """config.py 常量所定的模型，随机权重。"""
+    """config.py 常量所定的模型，随机权重（每次相同）。"""
     c = configuration
-    config = ModelConfig(c.BPE_VOCAB_SIZE, c.MAX_SEQ_LEN, c.N_LAYERS, c.N_HEADS, c.N_EMBED)
-    return GPT(config).requires_grad_(False)
+    torch.manual_seed(0)
+    return GPT(ModelConfig(c.BPE_VOCAB_SIZE, c.MAX_SEQ_LEN, c.N_LAYERS, c.N_HEADS, c.N_EMBED)).requires_grad_(False)
+
+
+def default_model_counts() -> tuple[int, int]:
+    with torch.device("meta"):
+        return default_model().parameter_counts()
+
+
+def as_neox(model: GPT) -> Any:
+    """同样权重的 transformers GPT-NeoX：顺序残差、rotary_pct=1、erf GELU、共用输出层。"""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    c = model.config
+    neox = GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=c.vocab_size,
+            hidden_size=c.n_embed,
+            num_hidden_layers=c.n_layers,
+            num_attention_heads=c.n_heads,
+            intermediate_size=4 * c.n_embed,
+            hidden_act="gelu",
+            rotary_pct=1.0,
+            rotary_emb_base=c.rope_base,
+            max_position_embeddings=c.max_seq_len,
+            layer_norm_eps=c.layer_norm_eps,
+            tie_word_embeddings=True,
+            use_parallel_residual=False,
+            attention_bias=True,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    ).eval()
+    missing, unexpected = neox.load_state_dict(neox_state(model), strict=False)
+    head = {"embed_out.weight", "lm_head.weight"}  # 各版本的叫法；与词嵌入共用
+    if not set(missing) <= head or not set(unexpected) <= head:
+        raise RuntimeError(f"权重名与 GPT-NeoX 的不符：缺 {missing}，多 {unexpected}")
+    neox.tie_weights()
+    return neox
+
+
+def neox_state(model: GPT) -> dict[str, torch.Tensor]:
+    """GPT-NeoX 的权重名与排列：那里每个头各含 [q|k|v]，我们是 [q|k|v] 各含全部的头。"""
+    c = model.config
+
+    def by_head(qkv: torch.Tensor) -> torch.Tensor:
+        parts = qkv.view(3, c.n_heads, c.head_dim, *qkv.shape[1:])
+        return parts.transpose(0, 1).reshape(qkv.shape)
+
+    state = {"gpt_neox.embed_in.weight": model.embedding.weight, "embed_out.weight": model.embedding.weight}
+    for kind in ("weight", "bias"):
+        state[f"gpt_neox.final_layer_norm.{kind}"] = getattr(model.norm, kind)
+        for number, block in enumerate(model.blocks):
+            layer = {
+                "input_layernorm": getattr(block.norm_1, kind),
+                "post_attention_layernorm": getattr(block.norm_2, kind),
+                "attention.query_key_value": by_head(getattr(block.attention.qkv, kind)),
+                "attention.dense": getattr(block.attention.proj, kind),
+                "mlp.dense_h_to_4h": getattr(block.feed_forward.fc, kind),
+                "mlp.dense_4h_to_h": getattr(block.feed_forward.proj, kind),
+            }
+            state.update({f"gpt_neox.layers.{number}.{name}.{kind}": value for name, value in layer.items()})
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
+def memory_bandwidth(device: torch.device) -> float:
+    """从内存顺序读一遍的速度（字节/秒），取五次里最快的。"""
+    numbers = torch.ones(2**26, device=device)
+    return max(numbers.nbytes / timed(numbers.sum) for _ in range(5))
+
+
+# ---------------------------------------------------------------------------
+# 各项：返回一行，ours 与 peer 是每轮的词元/秒
+# ---------------------------------------------------------------------------
+
+
+def decode(model: GPT, peer: Any, tokens: int, rounds: int) -> dict[str, Any]:
+    """一首歌，逐个词元。"""
+    ids = prompt_ids(model, PROMPT_TOKENS)
+
+    def by_peer(count: int) -> None:
+        peer.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=0)
+
+    return alternate(
+        f"写 {tokens} 个词元",
+        tokens,
+        rounds,
+        lambda: write(model, ids[0].tolist(), tokens),
+        None if peer is None else lambda: by_peer(tokens),
+        PEER,
+    )
 
 
 @torch.inference_mode()
-def cached_decode_against_recompute(model: GPT, tokens: int, rounds: int, stride: int) -> dict[str, Any]:
-    """写 tokens 个词元：KV 缓存与重算前文的词元/秒。
+def prefill(model: GPT, peer: Any, rounds: int) -> dict[str, Any]:
+    """读一段长的开头，到第一个词元的 logits。"""
+    length = min(PREFILL_TOKENS, model.config.max_seq_len)
+    ids = prompt_ids(model, length)
+    return alternate(
+        f"读 {length} 个词元的开头",
+        length,
+        rounds,
+        lambda: generation.prefill(model, ids, model.new_cache(1, length)),
+        None if peer is None else lambda: peer(ids, use_cache=True, logits_to_keep=1),
+        PEER,
+    )
 
-    每写 stride 个词元换一边，机器忙闲的变化就落在两边头上。重算一边的单步用时随前文平滑增长，
-    每段在中间的位置测一次，代表这一段。
+
+def batch(model: GPT, songs: int, tokens: int, rounds: int) -> dict[str, Any]:
+    """一批里的几首，与一首接一首相比（后者只写两首，速度相同）。"""
+    prompt = prompt_ids(model, PROMPT_TOKENS)[0].tolist()
+    row = alternate(
+        f"一批写 {songs} 首",
+        songs * tokens,
+        rounds,
+        lambda: write(model, prompt, tokens, songs),
+        lambda: [write(model, prompt, tokens) for _ in range(2)],
+        "一首接一首",
+    )
+    return row | {"peer": [rate * 2 / songs for rate in row["peer"]]}
+
+
+@torch.inference_mode()
+def cached_against_recomputed(model: GPT, tokens: int, rounds: int) -> dict[str, Any]:
+    """KV 缓存，与每个词元重算前文（nanoGPT 的做法）相比。
+
+    重算的单步用时随前文平滑增长，每 STRIDE 个词元在中间的位置测一次，代表这一段。
     """
-    if PROMPT_TOKENS + tokens > model.config.max_seq_len:
-        longest = model.config.max_seq_len - PROMPT_TOKENS
-        raise UserError(f"--max_tokens {tokens}：上下文 {model.config.max_seq_len} 里最多测 {longest}")
-    weight = model.embedding.weight
-    ids = torch.randint(model.config.vocab_size, (1, PROMPT_TOKENS + tokens), device=weight.device)
-    measured: dict[str, list[float]] = {"KV 缓存": [], "重算前文": []}
-    generation.prefill(model, ids, KVCache(model.config, 1, ids.size(1), weight.device, weight.dtype))  # 预热
-    for number in range(rounds):
-        cache = KVCache(model.config, 1, PROMPT_TOKENS + tokens, weight.device, weight.dtype)
-        cached = _timed(lambda cache=cache: generation.prefill(model, ids[:, :PROMPT_TOKENS], cache))
+    ids = prompt_ids(model, PROMPT_TOKENS + tokens)
+    ours, peer = [], []
+    for _ in range(rounds):
+        cache = model.new_cache(1, ids.size(1))
+        cached = timed(lambda cache=cache: generation.prefill(model, ids[:, :PROMPT_TOKENS], cache))
         recomputed = 0.0
-        for first in range(PROMPT_TOKENS, PROMPT_TOKENS + tokens, stride):
-            positions = range(first, min(first + stride, PROMPT_TOKENS + tokens))
+        for first in range(PROMPT_TOKENS, ids.size(1), STRIDE):
+            positions = range(first, min(first + STRIDE, ids.size(1)))
             for position in positions:
                 token = ids[:, position]
-                cached += _timed(lambda token=token, cache=cache: generation.decode_one(model, token, cache))
+                cached += timed(lambda token=token, cache=cache: generation.decode_one(model, token, cache))
             context = ids[:, : positions[len(positions) // 2]]
-            recomputed += len(positions) * _timed(lambda context=context: model.logits(model.hidden(context)[:, -1]))
-        for name, seconds in (("KV 缓存", cached), ("重算前文", recomputed)):
-            measured[name].append(tokens / seconds)
-            print(f"  第 {number + 1} 轮 {name}：{tokens / seconds:.1f}", file=sys.stderr, flush=True)
-    medians = {name: statistics.median(values) for name, values in measured.items()}
-    return {
-        "name": f"写 {tokens} 个词元",
-        "unit": "词元/秒",
-        "measured": measured,
-        "medians": medians,
-        "ratio": medians["KV 缓存"] / medians["重算前文"],
-    }
+            recomputed += len(positions) * timed(lambda context=context: model.logits(model.hidden(context)[:, -1]))
+        ours.append(tokens / cached)
+        peer.append(tokens / recomputed)
+    return {"name": f"写 {tokens} 个词元，KV 缓存", "peer_name": "重算前文", "ours": ours, "peer": peer}
 
 
-def _timed(call: Callable[[], Any]) -> float:
+def prompt_ids(model: GPT, length: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (1, length), generator=generator)
+    return ids.to(model.embedding.weight.device)
+
+
+def write(model: GPT, prompt: list[int], tokens: int, songs: int = 1) -> None:
+    sampling = generation.Sampling(max_tokens=tokens, temperature=0)
+    for _ in generation.generate(model, prompt, sampling, stop_id=-1, num_samples=songs):
+        pass
+
+
+def alternate(
+    name: str, tokens: int, rounds: int, ours: Callable[[], Any], peer: Callable[[], Any] | None, peer_name: str
+) -> dict[str, Any]:
+    """两边轮流各跑 rounds 次，各自先预热一次；每次都算作 tokens 个词元。"""
+    sides = {"ours": ours} | ({"peer": peer} if peer is not None else {})
+    rates: dict[str, list[float]] = {"ours": [], "peer": []}
+    for number in range(rounds + 1):
+        for side, call in sides.items():
+            rate = tokens / timed(call)
+            if number:
+                rates[side].append(rate)
+    print(f"  {name} 测完", file=sys.stderr, flush=True)
+    return {"name": name, "peer_name": peer_name, **rates}
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """一次调用的秒数，等到加速卡做完。"""
     began = time.perf_counter()
     call()
     if torch.cuda.is_available():
@@ -105,12 +267,18 @@ def _timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def print_table(result: dict[str, Any]) -> None:
-    print(f"\n{result['name']}（{result['unit']}，中位数）")
-    for name, median in result["medians"].items():
-        spread = f"{min(result['measured'][name]):.1f} – {max(result['measured'][name]):.1f}"
-        print(f"  {name}：{median:.1f}（{spread}）")
-    print(f"  比值：{result['ratio']:.1f} 倍")
+def print_table(results: list[dict[str, Any]]) -> None:
+    print("\n| 做什么 | 精度 | 词元/秒 | 另一边 | 词元/秒 | 比值 | 占内存带宽 |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for row in results:
+        ours = statistics.median(row["ours"])
+        other, rate, ratio = "–", "–", "–"
+        if row["peer"]:
+            median = statistics.median(row["peer"])
+            other = f"{row['peer_name']} {row.get('peer_dtype', '')}".strip()
+            rate, ratio = f"{median:.1f}", f"{ours / median:.2f}"
+        share = f"{row['of_bandwidth']:.0%}" if "of_bandwidth" in row else "–"
+        print(f"| {row['name']} | {row['dtype']} | {ours:.1f} | {other} | {rate} | {ratio} | {share} |")
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ RESUME_KEYS: dict[str, Callable[[Any], bool]] = {
     "run_id": _is_name,
 }
 # 优化器为每个参数存的东西；还没走过一步时一项也没有。
-STATE_KEYS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}}
+STATE_KEYS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}
 
 
 class CheckpointError(ValueError):

@@ -35,8 +35,10 @@ DROPOUT = 0.1  # 训练时的丢弃率
 TRAIN_ITERS = 2000  # 优化步数
 BATCH_SIZE = 64  # 每个优化步的序列数
 MICRO_BATCH_SIZE = None  # 一次前向的序列数；none 表示整批一次，显存不够就调小，数学不变
-LEARNING_RATE = 3e-4  # 最高学习率
-MIN_LR = 3e-5  # 余弦退火的最低学习率
+OPTIMIZER = "adamw"  # adamw：全部用 AdamW；muon：线性层的权重矩阵用 Muon，其余用 AdamW
+LEARNING_RATE = 3e-4  # AdamW 的最高学习率
+MUON_LEARNING_RATE = 5e-3  # Muon 的最高学习率
+MIN_LR = 3e-5  # 余弦退火的最低学习率；Muon 的按同样的倍数退火
 WARMUP_ITERS = 200  # 线性预热步数
 WEIGHT_DECAY = 0.1  # 权重衰减（只作用于线性层的权重矩阵）
 GRAD_CLIP = 1.0  # 梯度范数上限；0 表示不裁剪
@@ -147,7 +149,9 @@ RULES = {
     "TRAIN_ITERS": whole(1),
     "BATCH_SIZE": whole(1),
     "MICRO_BATCH_SIZE": whole(1, optional=True),
+    "OPTIMIZER": one_of("muon", "adamw"),
     "LEARNING_RATE": POSITIVE,
+    "MUON_LEARNING_RATE": POSITIVE,
     "MIN_LR": NOT_NEGATIVE,
     "WARMUP_ITERS": whole(0),
     "WEIGHT_DECAY": NOT_NEGATIVE,
@@ -243,7 +247,7 @@ def parse_flags(flags: Sequence[Flag], argv: Sequence[str], program: str, descri
         group.add_argument(
             f"--{flag.name}",
             nargs="?",
-            const=missing,
+            const="true" if flag.default is False else missing,  # 单写 --stats 就是 --stats true
             default=argparse.SUPPRESS,
             metavar=_metavar(flag.rule),
             help=f"{flag.help}{default}".replace("%", "%%"),

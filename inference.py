@@ -6,9 +6,11 @@
 import contextlib
 import dataclasses
 import difflib
+import json
 import os
 import secrets
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +24,15 @@ import generation
 import runtime
 from checkpoint import BEST, CheckpointError
 from config import Flag, UserError
+from model import WRITING_DTYPES, PackedLinear, prepare_for_writing
 from tokenizer import StreamingDecoder
 
 DESCRIPTION = "用训练好的检查点写歌词。不带 --prompt 时进入对话；/help 查看对话里的命令。"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEFAULTS = generation.Sampling()
 
 SONG_FLAGS = [
     Flag("max_tokens", DEFAULTS.max_tokens, configuration.whole(1), "最多写多少个词元（约等于字数）"),
+    Flag("min_tokens", DEFAULTS.min_tokens, configuration.whole(0), "写满这么多个词元之前不收尾"),
     Flag("temperature", DEFAULTS.temperature, configuration.NOT_NEGATIVE, "温度：越高越出奇，0 为每步取最可能的"),
     Flag(
         "top_p",
@@ -58,7 +61,8 @@ FLAGS = [
     Flag("prompt", None, configuration.text(), "歌词的开头"),
     *SONG_FLAGS,
     Flag("device", "auto", configuration.text(), "auto、cpu、cuda、cuda:1、mps"),
-    Flag("dtype", "auto", configuration.one_of("auto", *DTYPES), "auto 取这台机器上最快的"),
+    Flag("dtype", "auto", configuration.one_of("auto", *WRITING_DTYPES), "auto 取这台机器上最快的；int8 只用于 CPU"),
+    Flag("stats", False, configuration.BOOLEAN, "每写一次，向标准错误写一行 JSON：词元数、用时、速度、内存"),
 ]
 
 
@@ -67,6 +71,7 @@ class Settings:
     """写一首歌的设置；名称与命令行参数相同。"""
 
     max_tokens: int
+    min_tokens: int
     temperature: float
     top_p: float
     top_k: int
@@ -100,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
     settings = Settings(**{flag.name: options[flag.name] for flag in SONG_FLAGS})
     _check_text(settings.title, settings.singer, options["prompt"])
     root = Path.cwd() if "checkpoint" in given else configuration.REPOSITORY
-    writer = load_writer(root / options["checkpoint"], options["device"], options["dtype"])
+    writer = load_writer(root / options["checkpoint"], options["device"], options["dtype"], options["stats"])
     try:
         terminal = sys.stdin is not None and sys.stdin.isatty()
         if options["prompt"] or settings.title or settings.singer:
@@ -121,29 +126,81 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def load_writer(path: Path, device_name: str, dtype_name: str) -> "Writer":
+def fastest_dtype(device: torch.device) -> str:
+    """这台机器上写得最快而又可靠的精度。
+
+    有原生 bf16 的 CPU 上 int8 比 bf16 更快；样例模型的每字比特数只变差万分之一以内，所以 auto 可以选它。
+    """
+    half = runtime.native_half(device)
+    if half is None:
+        return "fp32"
+    if device.type == "cpu" and PackedLinear(torch.eye(64), None, "int8").int8 is not None:  # 这个 torch 有 int8 算子
+        return "int8"
+    return "bf16" if half == torch.bfloat16 else "fp16"
+
+
+def load_writer(path: Path, device_name: str, dtype: str, stats: bool = False) -> "Writer":
     """读检查点，备好模型。
 
     Raises:
-        CheckpointError, DeviceError: 见各自的说明。
+        CheckpointError, DeviceError: 见各自的说明；不在 CPU 上而要 int8 也是 DeviceError。
     """
+    began = time.perf_counter()
     device = runtime.pick_device(device_name)
     if not path.is_file():
         raise CheckpointError(f"找不到检查点：{path}\n请先训练（python train.py），或用 --checkpoint 指明文件")
     contents = checkpoint.load(path)
     model, tokenizer = checkpoint.restore(contents, path)
-    dtype = DTYPES.get(dtype_name) or runtime.native_half(device) or torch.float32
-    model = model.to(device, dtype).eval().requires_grad_(False)
+    dtype, chosen = (fastest_dtype(device), "（auto 选定）") if dtype == "auto" else (dtype, "")
+    if dtype == "int8" and device.type != "cpu":
+        raise runtime.DeviceError(f"--dtype int8 只用于 CPU：{runtime.device_name(device)} 请用 bf16 或 fp16")
+    model = prepare_for_writing(model.to(device), dtype)
     bpc = f"，验证 {contents['val_bpc']:.3f} 比特/字" if contents["val_bpc"] is not None else ""
-    _tell(f"已载入 {path}（第 {contents['iter']} 步{bpc}）· {runtime.device_name(device)} · {str(dtype)[6:]}")
-    return Writer(model, tokenizer)
+    _tell(f"已载入 {path}（第 {contents['iter']} 步{bpc}）· {runtime.device_name(device)} · {dtype}{chosen}")
+    return Writer(model, tokenizer, Stats(device, dtype, time.perf_counter() - began) if stats else None)
+
+
+class Stats:
+    """写一次的用时；`line` 给出一行 JSON。
+
+    Args:
+        load_s: 载入检查点、备好模型的秒数。
+    """
+
+    def __init__(self, device: torch.device, dtype: str, load_s: float) -> None:
+        self.device, self.dtype, self.load_s = device, dtype, load_s
+
+    def start(self) -> None:
+        self.began, self.first, self.tokens, self.first_tokens = time.perf_counter(), None, 0, 0
+
+    def count(self, tokens: int) -> None:
+        """一步写出了 tokens 个词元。"""
+        self.last = time.perf_counter()
+        if self.first is None:
+            self.first, self.first_tokens = self.last, tokens
+        self.tokens += tokens
+
+    def line(self) -> str:
+        """tokens_per_s 只算第一步之后的解码；一步也没写成时，没有的项是 null。"""
+        decoding = self.last - self.first if self.tokens > self.first_tokens else None
+        memory = runtime.peak_memory_gb(self.device)
+        values = {
+            "tokens": self.tokens,
+            "seconds": time.perf_counter() - self.began,
+            "tokens_per_s": (self.tokens - self.first_tokens) / decoding if decoding else None,
+            "first_token_s": self.first - self.began if self.first is not None else None,
+            "load_s": self.load_s,
+            "peak_memory_mb": memory * 1024 if memory is not None else None,
+            "dtype": self.dtype,
+        }
+        return json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()})
 
 
 class Writer:
     """模型与分词器：从开头写出歌词。"""
 
-    def __init__(self, model, tokenizer) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, model, tokenizer, stats: Stats | None = None) -> None:
+        self.model, self.tokenizer, self.stats = model, tokenizer, stats
         self.songs: list[Song] = []  # 最近写的；中途停下时是已写的部分
 
     def write(self, prompt: str, settings: Settings, seed: int, show: Callable[[str], None]) -> list[Song]:
@@ -167,6 +224,7 @@ class Writer:
     def _continue(self, songs: list[Song], settings: Settings, seed: int, show: Callable[[str], None]) -> None:
         sampling = generation.Sampling(
             max_tokens=settings.max_tokens,
+            min_tokens=settings.min_tokens,
             temperature=settings.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,
@@ -174,6 +232,8 @@ class Writer:
             seed=seed,
         )
         before = [len(song.tokens) for song in songs]
+        if self.stats is not None:
+            self.stats.start()
         for step in generation.generate(
             self.model,
             list(songs[0].tokens),
@@ -183,6 +243,8 @@ class Writer:
             unpunished_ids=[self.tokenizer.newline_id],
             num_samples=len(songs),
         ):
+            if self.stats is not None:
+                self.stats.count(len(step))
             for row, token in step:
                 songs[row].tokens.append(token)
                 text = songs[row].decoder.push(token)
@@ -191,6 +253,10 @@ class Writer:
                     show(text)
         for song, length in zip(songs, before, strict=True):
             song.ended = len(song.tokens) - length < settings.max_tokens
+
+    def tell_stats(self) -> None:
+        if self.stats is not None:
+            _tell(self.stats.line())
 
 
 def print_songs(writer: Writer, prompt: str, settings: Settings) -> None:
@@ -201,6 +267,7 @@ def print_songs(writer: Writer, prompt: str, settings: Settings) -> None:
         _show(prompt)
         writer.write(prompt, settings, seed, _show)
         print(flush=True)
+        writer.tell_stats()
         return
     writer.write(prompt, settings, seed, _show)
     for number, song in enumerate(writer.songs, 1):
@@ -209,6 +276,7 @@ def print_songs(writer: Writer, prompt: str, settings: Settings) -> None:
         sys.stdout.flush()
         _tell(f"── 第 {number} 首 ──")
         print(song.text, flush=True)
+    writer.tell_stats()
 
 
 # ---------------------------------------------------------------------------
@@ -291,6 +359,7 @@ class Conversation:
         song = self.writer.songs[-1]
         self.writer.extend(song, self.settings, self._seed(), _show)
         print(flush=True)
+        self.writer.tell_stats()
         self._tell_if_cut()
 
     def set(self, argument: str) -> None:

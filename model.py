@@ -4,13 +4,18 @@
 `F.scaled_dot_product_attention`，硬件支持时就是 Flash Attention。
 """
 
+import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+MOST_LOGITS = 2**26  # 算损失时一次至多展开这么多个 logits（fp32 时 268 MB）
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ class KVCache:
     ) -> None:
         shape = (config.n_layers, 2, batch_size, config.n_heads, capacity, config.head_dim)
         self.entries = torch.empty(shape, device=device, dtype=dtype)
+        self.rope = rope_cos_sin(0, capacity, config.head_dim, config.rope_base, device)  # 一首歌只算一次
         self.capacity = capacity
         self.length = 0  # 已有的词元数
 
@@ -121,8 +127,13 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
         B, T, C = x.shape
         heads = (B, T, self.config.n_heads, self.config.head_dim)
-        q, k, v = (part.view(heads).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))  # (B, H, T, D)
-        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+        if cache is not None:  # 逐个词元写时，每个小运算都有固定的开销：查询与键一起旋转
+            qkv = self.qkv(x).to(cache.entries.dtype).view(B, T, -1, self.config.head_dim).transpose(1, 2)
+            qk, v = qkv.split((2 * self.config.n_heads, self.config.n_heads), dim=1)
+            q, k = apply_rope(qk, cos, sin).chunk(2, dim=1)
+        else:
+            q, k, v = (part.view(heads).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))  # (B, H, T, D)
+            q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         mask = None
         past = cache.length if cache is not None else 0
         if cache is not None:
@@ -132,6 +143,8 @@ class Attention(nn.Module):
         dropout = self.config.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=past == 0 and T > 1)
         y = y.transpose(1, 2).reshape(B, T, C)
+        if cache is not None:
+            y = y.to(x.dtype)
         return self.dropout(self.proj(y))
 
 
@@ -173,6 +186,7 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = nn.LayerNorm(config.n_embed, eps=config.layer_norm_eps)
+        self.head: PackedLinear | None = None  # 只在写歌时有：排布过的输出层
         self._initialise()
 
     def _initialise(self) -> None:
@@ -197,7 +211,10 @@ class GPT(nn.Module):
         start = cache.length if cache is not None else 0
         if cache is not None and start + T > cache.capacity:
             raise ValueError(f"KV 缓存容量 {cache.capacity}，装不下 {start + T} 个词元")
-        cos, sin = rope_cos_sin(start, T, self.config.head_dim, self.config.rope_base, tokens.device)
+        if cache is not None:
+            cos, sin = (table[start : start + T] for table in cache.rope)
+        else:
+            cos, sin = rope_cos_sin(0, T, self.config.head_dim, self.config.rope_base, tokens.device)
         x = self.dropout(self.embedding(tokens))  # (B, T, C)
         for block in self.blocks:
             x = block(x, cos, sin, cache)
@@ -205,20 +222,37 @@ class GPT(nn.Module):
             cache.advance(T)
         return self.norm(x)
 
+    def new_cache(self, batch_size: int, capacity: int) -> KVCache:
+        """与模型同设备的空缓存。CPU 上总是 float32：那里半精度的一行注意力反而慢三四倍。"""
+        weight = self.embedding.weight
+        dtype = torch.float32 if weight.device.type == "cpu" else weight.dtype
+        return KVCache(self.config, batch_size, capacity, weight.device, dtype)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """隐藏状态 (…, C) → logits (…, V)。"""
-        return F.linear(hidden, self.embedding.weight)
+        return F.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """tokens: (B, T) int64 → logits (B, T, V)。"""
         return self.logits(self.hidden(tokens, cache))
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """全部目标的交叉熵之和（nat）；目标为 -1 的位置不计。tokens、targets: (B, T) int64。"""
-        logits = self(tokens)
-        return F.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1, reduction="sum"
-        )  # 求和而不是平均：各微批次直接相加就是整批
+        """全部目标的交叉熵之和（nat）；目标为 -1 的位置不计。tokens、targets: (B, T) int64。
+
+        求和而不是平均：各微批次直接相加就是整批。
+        """
+        hidden, targets = self.hidden(tokens).flatten(0, 1), targets.flatten()  # (B·T, C)、(B·T,)
+        rows = max(1, MOST_LOGITS // self.config.vocab_size)
+        if len(targets) <= rows:
+            return self._sum_of_losses(hidden, targets)
+        # 65,536 个词元 × 10,000 的 fp32 logits 有 2.6 GB，梯度再来一份：分块算，反传时每块重算一遍。
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for part, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
+            total = total + checkpoint(self._sum_of_losses, part, wanted, use_reentrant=False, preserve_rng_state=False)
+        return total
+
+    def _sum_of_losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(self.logits(hidden).float(), targets, ignore_index=-1, reduction="sum")
 
     def parameter_counts(self) -> tuple[int, int]:
         """(词嵌入以外的参数量, 词嵌入的参数量)。"""
@@ -233,3 +267,97 @@ class GPT(nn.Module):
         """
         c = self.config
         return 6 * sum(self.parameter_counts()) + 12 * c.n_layers * c.n_embed * c.max_seq_len
+
+
+# ---------------------------------------------------------------------------
+# 写歌：逐个词元解码时，时间几乎全花在把权重从内存读一遍上
+# ---------------------------------------------------------------------------
+
+WRITING_DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.bfloat16,  # 权重 int8，其余 bf16
+}
+
+
+class PackedLinear(nn.Module):
+    """只用于写歌的线性层：CPU 上权重按 oneDNN 的计算核重新排布，或量化为 int8，一行输入时少等内存。
+
+    全项目只有这里用 torch 的内部算子：每个都先试算，报错或与 `F.linear` 不符就不用它。
+
+    Args:
+        weight: (输出, 输入)，任意浮点类型；不改动它。
+        bias: (输出,) 或 None。
+        dtype: `WRITING_DTYPES` 的一个名称。int8 逐输出通道对称量化：q = round(w / s)，s = max|w| / 127。
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: str) -> None:
+        super().__init__()
+        kind = WRITING_DTYPES[dtype]
+        self.weight: Tensor | None = weight.detach().to(kind)  # 排布成功后不再需要
+        self.bias = None if bias is None else bias.detach().to(kind)
+        self.int8: tuple[Tensor, Tensor] | None = None  # (q, s)
+        self.packed: Tensor | None = None
+        if dtype == "int8":
+            scale = (weight.detach().float().abs().amax(dim=1) / 127).clamp_min(1e-12).to(kind)
+            quantised = (weight.detach() / scale[:, None].float()).round().clamp(-127, 127).to(torch.int8)
+            self.weight = (quantised * scale[:, None].float()).to(kind)
+            if self._works(self._multiply_int8, (quantised, scale)):
+                self.int8 = quantised, scale
+        if weight.device.type != "cpu":
+            return
+        with contextlib.suppress(AttributeError, RuntimeError):
+            packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, 1)
+            if self._works(self._multiply_packed, packed):
+                self.packed, self.weight = packed, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (…, 输入) → (…, 输出)。"""
+        if self.int8 is not None and x.numel() == x.size(-1):  # 只有一行时 int8 才快
+            return self._multiply_int8(x, self.int8)
+        if self.packed is not None:
+            return self._multiply_packed(x, self.packed)
+        return F.linear(x, self.weight, self.bias)
+
+    def _works(self, multiply: Callable[[Tensor, Any], Tensor], weight: Any) -> bool:
+        """试算一行，与 F.linear 比较。"""
+        row = torch.linspace(-1, 1, self.weight.size(1)).to(self.weight.dtype)[None]
+        try:
+            found = multiply(row, weight)
+        except (AttributeError, NotImplementedError, RuntimeError):
+            return False
+        expected = F.linear(row.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+        error = (found.float() - expected).norm()
+        return bool(error <= 0.02 * expected.norm() + 1e-6)
+
+    def _multiply_int8(self, x: Tensor, weight: tuple[Tensor, Tensor]) -> Tensor:
+        y = torch.ops.aten._weight_int8pack_mm.default(x.view(1, -1), *weight)
+        return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
+
+    def _multiply_packed(self, x: Tensor, weight: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise.default(x, weight, self.bias, "none", [], "")
+
+
+@torch.no_grad()
+def prepare_for_writing(model: GPT, dtype: str) -> GPT:
+    """就地把模型改成只用于写歌的：线性层与输出层换成 `PackedLinear`，其余转成半精度或 float32。
+
+    改过的模型不能再训练或保存；先 `.to(device)` 再调用。
+
+    Args:
+        dtype: `WRITING_DTYPES` 的一个名称。
+
+    Raises:
+        ValueError: 模型不在 CPU 上而 dtype 是 int8。
+    """
+    if dtype == "int8" and model.embedding.weight.device.type != "cpu":
+        raise ValueError("int8 只能在 CPU 上用")
+    model.head = PackedLinear(model.embedding.weight, None, dtype)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Linear):
+                setattr(module, name, PackedLinear(child.weight, child.bias, dtype))
+            elif isinstance(child, nn.Dropout):  # 什么也不做，却每次要几微秒
+                setattr(module, name, nn.Identity())
+    return model.to(WRITING_DTYPES[dtype]).eval().requires_grad_(False)

@@ -30,7 +30,7 @@ import tracking
 from checkpoint import BEST, LATEST, METRICS, CheckpointError
 from config import UserError
 from model import GPT, ModelConfig
-from optimizer import build_adamw, learning_rate_at, set_learning_rate
+from optimizer import build_optimizers, learning_rate_at, set_learning_rate
 from runtime import Display, PeerError, Processes, StopSignals, duration, signal_name
 from tokenizer import Tokenizer, TokenizerError
 from tracking import MetricsFile, SwanLab, Tracker
@@ -182,8 +182,8 @@ def require_writable_folders(config: Any) -> None:
 
 
 def refuse_if_different(previous: dict[str, Any], config: Any) -> None:
-    """架构、词表或语料与检查点不同时拒绝开始，列出差别和出路。"""
-    settings = ("n_layers", "n_heads", "n_embed", "max_seq_len", "bpe_vocab_size")
+    """架构、词表、优化器或语料与检查点不同时拒绝开始，列出差别和出路。"""
+    settings = ("n_layers", "n_heads", "n_embed", "max_seq_len", "bpe_vocab_size", "optimizer")
     differences = [
         f"  {name.upper()}：检查点 {previous['config'].get(name)}，现在 {getattr(config, name)}"
         for name in settings
@@ -243,7 +243,9 @@ class Trainer:
         self.seed = config.seed
         self.run_id = secrets.token_hex(8)
         self.model = self._build_model(previous)
-        self.optimizer = build_adamw(self.model, config.learning_rate, config.weight_decay)
+        self.optimizers = build_optimizers(
+            config.optimizer, self.model, config.learning_rate, config.muon_learning_rate, config.weight_decay
+        )
         self.scaler = torch.amp.GradScaler(environment.device.type, enabled=environment.needs_scaler)
         if previous is not None:
             self._restore(previous)
@@ -278,7 +280,8 @@ class Trainer:
 
     def _restore(self, previous: dict[str, Any]) -> None:
         path = self.config.checkpoint_dir / LATEST
-        checkpoint.restore_optimizer(self.optimizer, previous["optimizer"].get("adamw"), path)
+        for name, optimizer in self.optimizers.items():
+            checkpoint.restore_optimizer(optimizer, previous["optimizer"].get(name), path)
         if self.scaler.is_enabled() and previous["scaler"]:
             self.scaler.load_state_dict(previous["scaler"])
         self.iteration, self.evaluation_due = previous["iter"], previous["evaluation_due"]
@@ -433,18 +436,21 @@ class Trainer:
         learning_rate = learning_rate_at(
             self.iteration, config.train_iters, self.warmup, config.learning_rate, config.min_lr
         )
-        set_learning_rate(self.optimizer, learning_rate)
+        for optimizer in self.optimizers.values():
+            set_learning_rate(optimizer, learning_rate / config.learning_rate)
         x, y = (torch.from_numpy(a[self.rows]).to(self.environment.device) for a in self.batches.at(self.iteration))
         total = self._forward_backward(x, y)
         self.processes.add([total, *(parameter.grad for parameter in self.model.parameters())])
-        self.scaler.unscale_(self.optimizer)
+        for optimizer in self.optimizers.values():
+            self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)
         loss, gradient_norm = total.item(), norm.item()
         finite = math.isfinite(loss) and math.isfinite(gradient_norm)
         if finite:
-            self.scaler.step(self.optimizer)
+            for optimizer in self.optimizers.values():
+                self.scaler.step(optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         self.iteration += 1
         self.steps_taken += 1
         self.skipped_in_a_row = 0 if finite else self._skipped(loss, gradient_norm)
@@ -498,7 +504,7 @@ class Trainer:
                 problem = self.processes.largest(problem)
             if problem == DONE:
                 return loss
-            self.optimizer.zero_grad(set_to_none=True)
+            self.model.zero_grad(set_to_none=True)
             if problem == ABANDONED:
                 raise Abandoned
             if problem == OUT_OF_MEMORY:
@@ -637,7 +643,7 @@ class Trainer:
             UserError: 权重里有 nan 或 inf，不存；或这是结束前的一次（ending），没有下一次了。
         """
         contents = self._model_contents() | {
-            "optimizer": {"adamw": self.optimizer.state_dict()},
+            "optimizer": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "scaler": self.scaler.state_dict(),
             "rng": {"seed": self.seed},  # 每步的随机性由 (种子, 步数) 决定
             "best_val_loss": self.best_val_loss,

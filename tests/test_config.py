@@ -384,3 +384,9 @@ def test_values_edited_in_a_preset_are_checked(monkeypatch):
     assert "BATCH_SIZE = 0" in str(error.value)
     assert "N_LAYER" in str(error.value)
     assert "LEARNING_RATE" not in str(error.value)
+
+
+def test_a_switch_may_stand_alone():
+    """默认为 false 的开关单写就是 true，后面跟着别的参数也一样。"""
+    given = config.parse_flags(config.flags(), ["--allow_new_corpus", "--batch_size", "4"], "train.py", "")
+    assert given == {"allow_new_corpus": True, "batch_size": 4}

@@ -14,28 +14,29 @@ import checkpoint
 import tokenizer as tokenizer_module
 from checkpoint import LATEST, CheckpointError
 from model import GPT, ModelConfig
-from optimizer import build_adamw
+from optimizer import build_optimizers
 
 LINES = [f"今夜{a}在{b}里等你" for a in "我你他谁" for b in "风雨雪月灯河梦秋"] * 4
 
 
-def build() -> tuple[GPT, torch.optim.Optimizer, tokenizer_module.Tokenizer]:
+def build() -> tuple[GPT, dict[str, torch.optim.Optimizer], tokenizer_module.Tokenizer]:
     torch.manual_seed(0)
     tokenizer = tokenizer_module.train(LINES, 400)
     model = GPT(ModelConfig(tokenizer.vocab_size, max_seq_len=16, n_layers=2, n_heads=2, n_embed=8))
-    optimizer = build_adamw(model, 1e-3, 0.1)
+    optimizers = build_optimizers("muon", model, 1e-3, 1e-3, 0.1)
     model.loss(torch.tensor([[5, 6]]), torch.tensor([[6, 7]])).backward()
-    optimizer.step()
-    return model, optimizer, tokenizer
+    for optimizer in optimizers.values():
+        optimizer.step()
+    return model, optimizers, tokenizer
 
 
 @pytest.fixture(scope="module")
 def contents() -> dict:
     """一份可以接着训练的检查点的内容。"""
-    model, optimizer, tokenizer = build()
+    model, optimizers, tokenizer = build()
     made = checkpoint.model_contents(model, tokenizer, {"seed": 7, "lyrics_dir": "歌"}, 12, 3.5, 4.5)
     return made | {
-        "optimizer": {"adamw": optimizer.state_dict()},
+        "optimizer": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
         "scaler": {"scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000}
         | {"_growth_tracker": 3},
         "rng": {"seed": 7},
@@ -69,7 +70,8 @@ def read(path: Path) -> dict:
     """像接着训练那样读：内容、模型、分词器、优化器都要合得上。"""
     found = checkpoint.load(path, for_resume=True)
     model, _ = checkpoint.restore(found, path)
-    checkpoint.restore_optimizer(build_adamw(model, 1e-3, 0.1), found["optimizer"].get("adamw"), path)
+    for name, optimizer in build_optimizers("muon", model, 1e-3, 1e-3, 0.1).items():
+        checkpoint.restore_optimizer(optimizer, found["optimizer"].get(name), path)
     if found["scaler"]:
         torch.amp.GradScaler("cpu").load_state_dict(found["scaler"])
     return found
@@ -241,6 +243,9 @@ HUGE = torch.zeros(1).expand(10**12)
         (("optimizer", "adamw", "state", 0, "exp_avg_sq"), HUGE),
         (("optimizer", "adamw", "state", 0, "step"), None),
         (("optimizer", "adamw", "state", 99), {}),
+        (("optimizer", "muon"), None),
+        (("optimizer", "muon", "state", 0, "momentum_buffer"), torch.zeros(3, 3)),
+        (("optimizer", "muon", "state", 0), {}),
         (("optimizer", "adamw", "param_groups"), []),
         (("optimizer", "adamw", "param_groups", 0, "params"), [0]),
     ],

@@ -169,6 +169,37 @@ def test_sampled_tokens_follow_the_seeded_numbers(model):
     assert songs(model, [4, 8], sampling, stop_id=-1)[0] == expected[2:]
 
 
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.9999])
+@pytest.mark.parametrize("scale", [0.1, 3.0])
+def test_a_large_vocabulary_is_sampled_like_a_sorted_one(top_p, scale):
+    """词表大时先只排最前面的：抽中的与全部排序后抽的相同；一行不因同批的行平坦而变。"""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(12, 3 * generation.CANDIDATES, generator=generator) * scale
+    logits[::2] *= 4  # 一半尖，一半平
+    uniform = torch.rand(12, generator=generator)
+    found = sample(logits, uniform, Sampling(top_p=top_p)).tolist()
+    for row in range(12):
+        probabilities, index = torch.softmax(logits[row].double(), -1).sort(descending=True)
+        cumulative = probabilities.cumsum(0)
+        kept = int((cumulative - probabilities < top_p).sum())
+        place = int((cumulative[:kept] <= uniform[row] * cumulative[kept - 1]).sum())
+        assert abs(index.tolist().index(found[row]) - place) <= 1  # 双精度的边界可差一位
+        assert sample(logits[row : row + 1], uniform[row : row + 1], Sampling(top_p=top_p)).item() == found[row]
+
+
+def test_min_tokens_forbids_the_stop_token_until_then(model):
+    """不满 min_tokens 不收尾，满了照常；其余词元的抽法不变。"""
+    eager = rigged(model, {STOP: 99.0})
+    for least in (0, 1, 9):
+        written = songs(eager, [1], Sampling(max_tokens=20, min_tokens=least), num_samples=2)
+        assert [len(song) for song in written] == [least, least]
+        assert STOP not in written[0]
+    assert len(songs(eager, [1], Sampling(max_tokens=5, min_tokens=50))[0]) == 5
+    sampling = Sampling(max_tokens=12, min_tokens=12, seed=2)
+    banned = songs(model, [1], sampling, stop_id=-1, banned_ids=[STOP])
+    assert songs(model, [1], sampling) == banned
+
+
 def test_banned_tokens_never_appear(model):
     """被禁的即使最可能也不出现，贪心与抽样都如此。"""
     eager = rigged(model, {3: 50.0, 4: 50.0})

@@ -2,6 +2,7 @@
 
 import codecs
 import io
+import json
 import os
 import pickle
 import runpy
@@ -169,9 +170,9 @@ def test_every_flag_reaches_the_sampling(write, monkeypatch):
         return original(model, prompt, sampling, **options)
 
     monkeypatch.setattr(generation, "generate", recorded)
-    flags = "--prompt 我 --max_tokens 3 --temperature 0.7 --top_p 0.5 --top_k 9 --repetition_penalty 1.3 --seed 4"
-    write(*flags.split(), "--num_samples", "2")
-    assert used == [(generation.Sampling(3, 0.7, 9, 0.5, 1.3, 4), 2)]
+    flags = "--prompt 我 --max_tokens 3 --min_tokens 2 --temperature 0.7 --top_p 0.5 --top_k 9"
+    write(*flags.split(), *"--repetition_penalty 1.3 --seed 4 --num_samples 2".split())
+    assert used == [(generation.Sampling(3, 0.7, 9, 0.5, 1.3, 4, min_tokens=2), 2)]
 
 
 def test_defaults_are_those_promised():
@@ -248,7 +249,7 @@ def test_everything_comes_from_the_checkpoint(write, monkeypatch):
     assert write("--prompt", "我", "--seed", "5")[0] == before
 
 
-@pytest.mark.parametrize("dtype", ["auto", "bf16", "fp16"])
+@pytest.mark.parametrize("dtype", ["auto", "bf16", "fp16", "int8"])
 def test_half_precision_writes_too(write, dtype):
     """每种精度都能写，温度 0 时可重复。"""
     flags = ("--prompt", "我在", "--dtype", dtype, "--temperature", "0", "--max_tokens", "60")
@@ -258,15 +259,80 @@ def test_half_precision_writes_too(write, dtype):
     assert write(*flags)[0] == out
 
 
-def test_a_song_may_end_by_itself(writer, capsys):
+def favour_ending(writer: Writer, monkeypatch, amount: float) -> None:
+    """</s> 的 logit 加上 amount。"""
+    original = writer.model.logits
+    bias = torch.zeros(writer.tokenizer.vocab_size)
+    bias[writer.tokenizer.eos_id] = amount
+    monkeypatch.setattr(writer.model, "logits", lambda hidden: original(hidden) + bias)
+
+
+def test_a_song_may_end_by_itself(writer, monkeypatch):
     """写出 </s> 就停：ended 为真，</s> 不写出，也不占词元。"""
-    writer.model.embedding.weight[writer.tokenizer.eos_id, 0] = 4.0
+    favour_ending(writer, monkeypatch, 24.0)
     songs = writer.write("我", settings(num_samples=8, max_tokens=100), 1, lambda _: None)
     ended = [song for song in songs if song.ended]
     assert ended
     for song in songs:
         assert writer.tokenizer.eos_id not in song.tokens
         assert song.ended == (len(song.tokens) < 100 + len(writer.tokenizer.song("我")))
+
+
+def test_min_tokens_holds_the_ending_back(write, writer, monkeypatch):
+    """想立刻收尾的模型：写满 min_tokens 才许收尾。"""
+    favour_ending(writer, monkeypatch, 60.0)
+    for least in (0, 1, 17):
+        (song,) = writer.write("我", settings(min_tokens=least), 1, lambda _: None)
+        assert len(song.tokens) == least + len(writer.tokenizer.song("我"))
+        assert song.ended
+    writer.extend(song, settings(min_tokens=5), 1, lambda _: None)
+    assert len(song.tokens) == 17 + len(writer.tokenizer.song("我")) + 1 + 5  # 换行与新的五个
+
+
+@pytest.mark.parametrize("flag", ["--stats", "--stats=true"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_stats_are_one_line_of_json(write, flag, count):
+    """--stats：标准错误最后一行是 JSON，数目与实际相符；标准输出不变；不给它就没有这一行。"""
+    flags = ("--prompt", "我", "--seed", "1", "--num_samples", str(count), "--max_tokens", "9")
+    plain, quiet = write(*flags)
+    out, err = write(flag, *flags)
+    assert out == plain
+    assert "tokens_per_s" not in quiet
+    (line,) = [line for line in err.splitlines() if line.startswith("{")]
+    found = json.loads(line)
+    assert set(found) == {
+        *("tokens", "seconds", "tokens_per_s", "first_token_s", "load_s", "peak_memory_mb", "dtype"),
+    }
+    assert (found["tokens"], found["dtype"]) == (9 * count, "fp32")
+    assert 0 < found["first_token_s"] <= found["seconds"]
+    decoding = (found["tokens"] - count) / found["tokens_per_s"]
+    assert decoding <= found["seconds"] - found["first_token_s"] + 1e-3
+    assert found["load_s"] > 0
+    assert found["peak_memory_mb"] > 50
+
+
+def test_stats_of_a_song_without_tokens(writer, monkeypatch):
+    """一个词元也没写成：没有的项是 null，不出错。"""
+    favour_ending(writer, monkeypatch, 60.0)
+    writer.stats = inference.Stats(torch.device("cpu"), "fp32", 0.5)
+    writer.write("我", settings(), 1, lambda _: None)
+    found = json.loads(writer.stats.line())
+    assert (found["tokens"], found["tokens_per_s"], found["first_token_s"]) == (0, None, None)
+
+
+def test_auto_says_what_it_picked(trained, capsys, monkeypatch):
+    """auto：有原生半精度的 CPU 用 int8，没有的用 fp32；显卡用它的半精度；选了什么写在标准错误里。"""
+    for half, expected in ((torch.bfloat16, "int8"), (None, "fp32")):
+        monkeypatch.setattr(inference.runtime, "native_half", lambda _, half=half: half)
+        assert inference.load_writer(trained, "cpu", "auto").model.head is not None
+        assert f"{expected}（auto 选定）" in capsys.readouterr().err
+    monkeypatch.setattr(inference.runtime, "native_half", lambda _: torch.bfloat16)
+    monkeypatch.setattr(inference.PackedLinear, "_works", lambda *_: False)  # 没有 int8 算子的 torch
+    assert inference.fastest_dtype(torch.device("cpu")) == "bf16"
+    monkeypatch.setattr(inference.runtime, "native_half", lambda _: torch.float16)
+    assert inference.fastest_dtype(torch.device("cuda")) == "fp16"
+    inference.load_writer(trained, "cpu", "bf16")
+    assert "auto" not in capsys.readouterr().err
 
 
 # ---- 管道与中断 ----
@@ -578,14 +644,14 @@ def test_more_loses_no_half_written_character(talk, writer, monkeypatch):
     assert shown == "我龘龘"
 
 
-def test_more_after_an_ended_song_starts_a_new_line(talk, writer):
+def test_more_after_an_ended_song_starts_a_new_line(talk, writer, monkeypatch):
     """自己收尾的歌，/more 另起一行接着写。"""
-    writer.model.embedding.weight[writer.tokenizer.eos_id, 0] = 30.0
+    favour_ending(writer, monkeypatch, 50.0)
     shown = talk("我在").removesuffix("\n")
     assert shown == "我在"
     assert writer.songs[0].ended
     assert "/more" not in talk.err
-    writer.model.embedding.weight[writer.tokenizer.eos_id, 0] = -20.0
+    monkeypatch.undo()
     shown += talk("/more").removesuffix("\n")
     assert shown == writer.songs[0].text
     assert shown.startswith("我在\n")

@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 
 import config
 import model as model_module
-from model import GPT, Attention, FeedForward, KVCache, ModelConfig, apply_rope, rope_cos_sin
+from benchmark import as_neox
+from model import (
+    GPT,
+    Attention,
+    FeedForward,
+    KVCache,
+    ModelConfig,
+    PackedLinear,
+    apply_rope,
+    prepare_for_writing,
+    rope_cos_sin,
+)
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(vocab_size=50, max_seq_len=32, n_layers=2, n_heads=4, n_embed=32)
@@ -48,62 +59,11 @@ def test_default_size_is_85_million_outside_the_embedding():
     assert body + embedding == sum(parameter.numel() for parameter in model.parameters())
 
 
-def as_neox(model: GPT):
-    """同样权重的 transformers GPT-NeoX。"""
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
-    c = model.config
-    neox = GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            vocab_size=c.vocab_size,
-            hidden_size=c.n_embed,
-            num_hidden_layers=c.n_layers,
-            num_attention_heads=c.n_heads,
-            intermediate_size=4 * c.n_embed,
-            hidden_act="gelu",
-            rotary_pct=1.0,
-            rotary_emb_base=c.rope_base,
-            max_position_embeddings=c.max_seq_len,
-            layer_norm_eps=c.layer_norm_eps,
-            tie_word_embeddings=True,
-            use_parallel_residual=False,
-            attention_bias=True,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-    ).eval()
-    assert neox.config.rope_parameters["partial_rotary_factor"] == 1.0
-
-    def fused(qkv: torch.Tensor) -> torch.Tensor:
-        """[q|k|v] 各含全部的头 → NeoX 的每个头各含 [q|k|v]。"""
-        parts = qkv.view(3, c.n_heads, c.head_dim, *qkv.shape[1:])
-        return parts.transpose(0, 1).reshape(qkv.shape)
-
-    state = {"gpt_neox.embed_in.weight": model.embedding.weight, "embed_out.weight": model.embedding.weight}
-    for kind in ("weight", "bias"):
-        state[f"gpt_neox.final_layer_norm.{kind}"] = getattr(model.norm, kind)
-        for number, block in enumerate(model.blocks):
-            layer = {
-                "input_layernorm": getattr(block.norm_1, kind),
-                "post_attention_layernorm": getattr(block.norm_2, kind),
-                "attention.query_key_value": fused(getattr(block.attention.qkv, kind)),
-                "attention.dense": getattr(block.attention.proj, kind),
-                "mlp.dense_h_to_4h": getattr(block.feed_forward.fc, kind),
-                "mlp.dense_4h_to_h": getattr(block.feed_forward.proj, kind),
-            }
-            state.update({f"gpt_neox.layers.{number}.{name}.{kind}": value for name, value in layer.items()})
-    state = {name: value.detach().clone() for name, value in state.items()}
-    missing, unexpected = neox.load_state_dict(state, strict=False)
-    assert unexpected in ([], ["embed_out.weight"])  # 有的版本里输出层叫 lm_head
-    assert all(name in ("embed_out.weight", "lm_head.weight") for name in missing)
-    neox.tie_weights()
-    return neox
-
-
 def test_logits_equal_the_reference_implementation():
     """与 transformers 的 GPT-NeoX（顺序残差、rotary_pct=1、erf GELU、共用输出层）同权重、同结果。"""
     model, tokens = lively(), some_tokens(32, batch=3)
     neox = as_neox(model)
+    assert neox.config.rope_parameters["partial_rotary_factor"] == 1.0
     with torch.no_grad():
         expected, found = neox(tokens).logits, model(tokens)
     assert expected.std() > 0.5  # 结果有分量，误差界才有意义
@@ -114,6 +74,7 @@ def test_reference_differs_where_the_architecture_differs():
     """上面的比较抓得住差别：换一种残差或 GELU 的参考，误差就超出 1e-4。"""
     model, tokens = lively(), some_tokens(32)
     neox = as_neox(model)
+    assert neox.config.rope_parameters["partial_rotary_factor"] == 1.0
     with torch.no_grad():
         for layer in neox.gpt_neox.layers:
             layer.mlp.act = torch.nn.GELU(approximate="tanh")
@@ -370,3 +331,106 @@ def test_config_survives_a_dictionary():
     """ModelConfig 经字典往返不变（检查点里存的就是字典）。"""
     model_config = ModelConfig(9, 8, 1, 2, 8, dropout=0.2, rope_base=500.0, layer_norm_eps=1e-6)
     assert ModelConfig(**model_config.as_dict()) == model_config
+
+
+@pytest.mark.parametrize("rows", [1, 4, 16])
+def test_the_loss_in_parts_equals_the_whole(monkeypatch, rows):
+    """分块算的损失与梯度同一次算完的一致（1e-5），分块不整除、带补齐的目标也一样。"""
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(50, max_seq_len=8, n_layers=2, n_heads=2, n_embed=8))
+    tokens, targets = torch.randint(50, (2, 5, 5))
+    targets[1, 3:] = -1
+    whole = model.loss(tokens, targets)
+    whole.backward()
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    largest = []
+    original = GPT.logits
+    monkeypatch.setattr(GPT, "logits", lambda self, hidden: largest.append(len(hidden)) or original(self, hidden))
+    monkeypatch.setattr(model_module, "MOST_LOGITS", 50 * rows)
+    parts = model.loss(tokens, targets)
+    parts.backward()
+    assert max(largest) == rows
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-5, atol=1e-5)
+
+
+# ---- 写歌用的模型 ----
+
+LARGER = ModelConfig(vocab_size=320, max_seq_len=48, n_layers=2, n_heads=2, n_embed=64)
+
+
+def decoded(model: GPT, tokens: torch.Tensor, prompt: int) -> torch.Tensor:
+    """先一次写入 prompt 个，其余逐个写入，各位置的 logits (B, T, V)。"""
+    cache = model.new_cache(tokens.size(0), tokens.size(1))
+    pieces = [model(tokens[:, :prompt], cache)]
+    pieces += [model(tokens[:, t : t + 1], cache) for t in range(prompt, tokens.size(1))]
+    return torch.cat(pieces, dim=1).float()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-5), ("bf16", 0.02), ("fp16", 0.005), ("int8", 0.04)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_prepared_model_equals_the_plain_one(dtype, tolerance, batch):
+    """排布、量化之后，整段与逐个解码的 logits 都与原模型相同（相对误差）；fp32 贪心的词元全部相同。"""
+    plain = lively(LARGER)
+    tokens = torch.randint(320, (batch, 24), generator=torch.Generator().manual_seed(3))
+    expected = plain(tokens)
+    found = decoded(prepare_for_writing(lively(LARGER), dtype), tokens, 5)
+    assert (found - expected).norm() < tolerance * expected.norm()
+    if dtype == "fp32":
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+        assert torch.equal(found.argmax(-1), expected.argmax(-1))
+
+
+def test_a_broken_or_missing_operator_is_not_used(monkeypatch):
+    """内部算子没有、报错或算错时，退回 F.linear，结果照旧。"""
+    weight, bias, x = torch.randn(48, 32), torch.randn(48), torch.randn(1, 32)
+    expected = F.linear(x, weight, bias)
+
+    def missing(self, x, weight):
+        raise AttributeError("没有这个算子")
+
+    for fake in (missing, lambda self, x, weight: F.linear(x, weight * 0 + 1) if weight.dim() == 2 else x):
+        monkeypatch.setattr(PackedLinear, "_multiply_packed", fake)
+        monkeypatch.setattr(PackedLinear, "_multiply_int8", missing)
+        plain = PackedLinear(weight, bias, "fp32")
+        assert plain.packed is None
+        assert torch.equal(plain(x), expected)
+        quantised = PackedLinear(weight, bias, "int8")
+        assert quantised.int8 is None
+        assert quantised.packed is None
+        assert (quantised(x.bfloat16()).float() - expected).norm() < 0.02 * expected.norm()
+
+
+def test_int8_rounds_each_output_channel_by_its_own_scale():
+    """每个输出通道按自己的最大值量化：误差不超过半格，一个大的通道不影响小的；全零的通道仍是零。"""
+    weight = torch.randn(40, 64, generator=torch.Generator().manual_seed(0))
+    weight[3] *= 1000
+    weight[5] = 0
+    layer = PackedLinear(weight, None, "int8")
+    found = layer(torch.eye(64).bfloat16()).float().T  # (40, 64)：逐个权重
+    step = weight.abs().amax(dim=1, keepdim=True) / 127
+    assert ((found - weight).abs() <= step * 0.5 + weight.abs() * 2**-7).all()
+    assert (found[5] == 0).all()
+    one_row = torch.stack([layer(row[None]).float()[0] for row in torch.eye(64).bfloat16()]).T
+    assert (one_row - found).abs().max() <= (weight.abs() * 2**-7).max()
+
+
+def test_int8_needs_a_cpu():
+    """不在 CPU 上的模型不能用 int8，报错而不是默默用别的。"""
+    with torch.device("meta"):
+        model = GPT(TINY)
+    with pytest.raises(ValueError, match="int8"):
+        prepare_for_writing(model, "int8")
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_the_cache_on_a_cpu_is_float32(kind):
+    """CPU 上缓存总是 float32：bf16 的模型逐个解码与一次算完相差不大于各自的舍入。"""
+    model = lively().to(kind)
+    assert model.new_cache(1, 4).entries.dtype == torch.float32
+    tokens = some_tokens(12)
+    expected = lively()(tokens)
+    for prompt in (1, 6, 12):
+        assert (decoded(model, tokens, prompt) - expected).norm() < 0.02 * expected.norm()

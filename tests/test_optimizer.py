@@ -1,10 +1,10 @@
-"""参数分组、AdamW 与学习率曲线。"""
+"""参数分组、Muon、AdamW 与学习率曲线。"""
 
 import pytest
 import torch
 
 from model import GPT, ModelConfig
-from optimizer import build_adamw, learning_rate_at, parameter_groups, set_learning_rate
+from optimizer import build_optimizers, learning_rate_at, parameter_groups, set_learning_rate
 
 TINY = ModelConfig(vocab_size=20, max_seq_len=8, n_layers=2, n_heads=2, n_embed=8)
 DECAYED = {
@@ -50,7 +50,7 @@ def test_decay_shrinks_only_the_weight_matrices():
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    build_adamw(model, learning_rate=0.5, weight_decay=0.2).step()
+    build_optimizers("adamw", model, 0.5, 0.1, weight_decay=0.2)["adamw"].step()
     for name, parameter in model.named_parameters():
         if name in DECAYED:
             torch.testing.assert_close(parameter.detach(), before[name] * 0.9)
@@ -60,11 +60,42 @@ def test_decay_shrinks_only_the_weight_matrices():
 
 def test_adamw_settings():
     """β 与学习率如说明所写。"""
-    optimizer = build_adamw(GPT(TINY), learning_rate=2e-3, weight_decay=0.1)
+    (optimizer,) = build_optimizers("adamw", GPT(TINY), 2e-3, 5e-3, 0.1).values()
     assert isinstance(optimizer, torch.optim.AdamW)
     for group in optimizer.param_groups:
         assert group["betas"] == (0.9, 0.95)
         assert group["lr"] == 2e-3
+
+
+def test_muon_takes_the_weight_matrices_and_adamw_the_rest():
+    """每个参数恰好归一个优化器：Muon 是线性层的权重矩阵，AdamW 是其余；各用自己的学习率。"""
+    model = GPT(TINY)
+    optimizers = build_optimizers("muon", model, 2e-3, 5e-3, 0.1)
+    assert {name: type(optimizer).__name__ for name, optimizer in optimizers.items()} == {
+        "muon": "Muon",
+        "adamw": "AdamW",
+    }
+    (muon,), (adamw,) = (optimizer.param_groups for optimizer in optimizers.values())
+    assert set(names_in(model, muon)) == DECAYED
+    assert set(names_in(model, adamw)) == KEPT
+    assert (muon["lr"], muon["weight_decay"], muon["adjust_lr_fn"]) == (5e-3, 0.1, "match_rms_adamw")
+    assert (adamw["lr"], adamw["weight_decay"], adamw["betas"]) == (2e-3, 0.0, (0.9, 0.95))
+
+
+def test_a_muon_update_is_nearly_orthogonal():
+    """Muon 的一步：更新的奇异值几乎相等，均方根约为 0.2 倍学习率，与梯度的大小无关。"""
+    model = GPT(TINY)
+    muon = build_optimizers("muon", model, 2e-3, 1.0, 0.0)["muon"]
+    weight = model.blocks[0].attention.proj.weight
+    before = weight.detach().clone()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.grad = 1e-3 * torch.randn(parameter.shape, generator=generator)
+    muon.step()
+    update = before - weight.detach()
+    singular = torch.linalg.svdvals(update)
+    assert singular.max() / singular.min() < 3
+    assert 0.1 < update.square().mean().sqrt() < 0.3
 
 
 def test_learning_rate_curve():
@@ -97,14 +128,15 @@ def test_learning_rate_of_short_runs_is_within_bounds(total):
 
 
 def test_set_learning_rate_sets_every_group():
-    """两组都改到；下一步真的用新的学习率。"""
+    """每组都按自己最高学习率的同一倍数改；下一步真的用新的学习率。"""
     model = GPT(TINY)
-    optimizer = build_adamw(model, learning_rate=1.0, weight_decay=0.0)
-    set_learning_rate(optimizer, 0.01)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.01]
-    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizers = build_optimizers("muon", model, 1.0, 3.0, weight_decay=0.0)
+    for optimizer in optimizers.values():
+        set_learning_rate(optimizer, 0.5)
+        set_learning_rate(optimizer, 0.01)
+    assert [optimizer.param_groups[0]["lr"] for optimizer in optimizers.values()] == [0.03, 0.01]
+    before = model.norm.weight.detach().clone()
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    for parameter, old in zip(model.parameters(), before, strict=True):
-        torch.testing.assert_close(old - parameter.detach(), torch.full_like(old, 0.01), atol=1e-5, rtol=0)
+    optimizers["adamw"].step()
+    torch.testing.assert_close(before - model.norm.weight.detach(), torch.full_like(before, 0.01), atol=1e-5, rtol=0)

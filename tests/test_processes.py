@@ -48,28 +48,32 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     return process.returncode, out, errors
 
 
-def assert_close(first: Path, second: Path) -> None:
+def assert_close(first: Path, second: Path, loosely: bool = False) -> None:
     """记录与权重在浮点误差之内相同。"""
     ours, theirs = metrics(first), metrics(second)
     assert [event["iter"] for event in ours] == [event["iter"] for event in theirs]
     for a, b in zip(ours, theirs, strict=True):
-        assert a == pytest.approx(b, rel=1e-4)
+        assert a == pytest.approx(b, rel=1e-3 if loosely else 1e-4)
     for name in ("latest.pt", "best.pt"):
         a, b = (checkpoint.load(folder / name)["model"] for folder in (first, second))
         for key in a:
-            torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-3 if loosely else 1e-4)
 
 
-@pytest.mark.parametrize("split", [(), ("--micro_batch_size", "2")], ids=["whole", "micro"])
+@pytest.mark.parametrize(
+    "split",
+    [(), ("--micro_batch_size", "2"), ("--optimizer", "muon")],
+    ids=["whole", "micro", "muon"],
+)
 def test_two_processes_equal_one(run, corpus, tmp_path, split):
     """丢弃率 0 时，损失、评估与最后的权重同一个进程的一致，批次分不匀也一样；只有主进程显示和写文件。"""
     options = (*EXACT, "--batch_size", "5", "--eval_iters", "50")
-    _, _, one = run("one", *options)
+    _, _, one = run("one", *options, *split)
     code, out, errors = finish(launch(tmp_path, corpus, "two", *options, *split))
     assert code == 0, errors
     assert "2 个进程" in out
     assert [out.count(word) for word in ("训练完成", "步 10/10 ", "── 评估")] == [1, 1, 3]
-    assert_close(one, tmp_path / "two")
+    assert_close(one, tmp_path / "two", loosely="muon" in split)  # Muon 内部用 bf16
     assert sorted(os.listdir(tmp_path / "two")) == ["best.pt", "latest.pt", "metrics.jsonl"]
 
 

@@ -49,7 +49,8 @@ def test_inference_table():
     assert set(table) == {f"--{flag.name}" for flag in inference.FLAGS}
     for flag in inference.FLAGS:
         if flag.default is not None:
-            assert table[f"--{flag.name}"] == str(flag.default)
+            default = str(flag.default).lower() if isinstance(flag.default, bool) else str(flag.default)
+            assert table[f"--{flag.name}"] == default
 
 
 def test_file_table():

@@ -22,17 +22,19 @@ from config import UserError
 
 @pytest.mark.parametrize("amp", ["false", "true"])
 @pytest.mark.parametrize("stop", [5, 8])
-def test_resume_is_bit_for_bit(run, monkeypatch, stop, amp):
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_resume_is_bit_for_bit(run, monkeypatch, stop, amp, optimizer):
     """N 步 = k 步 + Ctrl-C + 接着 N-k 步：权重、优化器、损失、记录逐位相同（丢弃率 0.1，k 可与评估同步）。"""
-    code, _, whole = run("whole", "--use_amp", amp)
+    options = ("--use_amp", amp, "--optimizer", optimizer)
+    code, _, whole = run("whole", *options)
     assert code == 0
     with monkeypatch.context() as patch:
         stop_at(patch, stop)
-        code, out, parts = run("parts", "--use_amp", amp)
+        code, out, parts = run("parts", *options)
     assert code == 130
     assert f"第 {stop} 步" in out
     assert checkpoint.load(parts / "latest.pt", for_resume=True)["iter"] == stop
-    code, out, _ = run("parts", "--use_amp", amp)
+    code, out, _ = run("parts", *options)
     assert code == 0
     assert "接着训练" in out
     assert f"第 {stop} 步" in out
@@ -77,6 +79,7 @@ def test_interrupt_before_training_starts(run, monkeypatch):
     [
         (["--n_layers", "3"], "N_LAYERS：检查点 2，现在 3"),
         (["--n_embed", "64"], "N_EMBED：检查点 32，现在 64"),
+        (["--optimizer", "muon"], "OPTIMIZER：检查点 adamw，现在 muon"),
         (["--max_seq_len", "16"], "MAX_SEQ_LEN：检查点 32，现在 16"),
         (["--bpe_vocab_size", "4000"], "BPE_VOCAB_SIZE：检查点 3000，现在 4000"),
         (["--val_fraction", "0.2"], "VAL_FRACTION：检查点 0.05，现在 0.2"),

@@ -1,0 +1,73 @@
+"""测速：表与 JSON 齐全，比值是中位数之比，两边交替；不测时间本身。"""
+
+import importlib.util
+import json
+
+import pytest
+
+import benchmark
+import config
+from config import UserError
+
+TINY = {"N_LAYERS": 1, "N_HEADS": 2, "N_EMBED": 32, "BPE_VOCAB_SIZE": 320, "MAX_SEQ_LEN": 64}
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    for name, value in TINY.items():
+        monkeypatch.setattr(config, name, value)
+    monkeypatch.setattr(benchmark, "memory_bandwidth", lambda _: 1e9)
+
+
+def run(*argv: str) -> int:
+    return benchmark.main(["--device", "cpu", "--songs", "3", "--max_tokens", "12", "--rounds", "2", *argv])
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_table_holds_every_item_at_every_dtype(capsys, tmp_path):
+    """一条命令：每种精度的解码、读开头、成批，加上重算前文；JSON 与表是同一些数。"""
+    assert run("--json", str(tmp_path / "b.json")) == 0
+    out = capsys.readouterr().out
+    contents = json.loads((tmp_path / "b.json").read_text(encoding="utf-8"))
+    found = [(row["name"], row["dtype"]) for row in contents["results"]]
+    each = ["写 12 个词元", "读 64 个词元的开头", "一批写 3 首"]
+    assert set(found) == {(n, d) for n in each for d in ("fp32", "bf16", "int8")} | {("写 12 个词元，KV 缓存", "fp32")}
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")][2:]
+    assert [(line[0], line[1]) for line in lines] == found
+    peers = {(row["name"], row["dtype"]): row.get("peer_dtype") for row in contents["results"]}
+    assert peers["写 12 个词元", "int8"] == "fp32"
+    assert peers["写 12 个词元", "bf16"] == "bf16"
+    for line, row in zip(lines, contents["results"], strict=True):
+        assert len(row["ours"]) == 2
+        assert line[2] == f"{sum(row['ours']) / 2:.1f}"
+        if row["peer"]:
+            assert line[5] == f"{sum(row['ours']) / sum(row['peer']):.2f}"
+    assert contents["machine"] in out
+
+
+@pytest.mark.usefixtures("tiny")
+def test_without_transformers_our_side_is_still_measured(capsys, monkeypatch, tmp_path):
+    """没装 transformers：另一边空着，其余照测；--quick 只测一轮。"""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert run("--quick", "--dtype", "bf16", "--json", str(tmp_path / "b.json")) == 0
+    assert "transformers" not in capsys.readouterr().out
+    rows = json.loads((tmp_path / "b.json").read_text(encoding="utf-8"))["results"]
+    assert {row["dtype"] for row in rows} == {"bf16"}
+    for row in rows:
+        assert len(row["ours"]) == 1
+        assert bool(row["peer"]) == (row["peer_name"] != "transformers")
+
+
+def test_both_sides_take_turns_after_a_warm_up():
+    """两边轮流，各预热一次，预热不计。"""
+    order = []
+    row = benchmark.alternate("名", 5, 3, lambda: order.append("我"), lambda: order.append("他"), "谁")
+    assert order == ["我", "他"] * 4
+    assert len(row["ours"]) == len(row["peer"]) == 3
+
+
+@pytest.mark.usefixtures("tiny")
+def test_more_tokens_than_the_context_is_refused():
+    """超过上下文：说出最多能测多少。"""
+    with pytest.raises(UserError, match="56"):
+        run("--max_tokens", "57")
