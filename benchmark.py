@@ -25,7 +25,7 @@ from model import GPT, WRITING_DTYPES, ModelConfig, prepare_for_writing
 DESCRIPTION = "测速；结果是中位数与比值。模型为默认大小（85M）、随机权重、贪心：速度与权重的值无关。"
 FLAGS = [
     Flag("max_tokens", 200, configuration.whole(2), "写多少个词元"),
-    Flag("rounds", 3, configuration.whole(1), "测几轮，取中位数"),
+    Flag("rounds", 5, configuration.whole(1), "测几轮，取中位数"),
     Flag("songs", 32, configuration.whole(2), "成批写歌时几首一批"),
     Flag("quick", False, configuration.BOOLEAN, "只测一轮，每项少写些"),
     Flag("dtype", "all", configuration.one_of("all", *WRITING_DTYPES), "精度；all 是这台机器上有用的几种"),

@@ -24,7 +24,7 @@ import generation
 import runtime
 from checkpoint import BEST, CheckpointError
 from config import Flag, UserError
-from model import WRITING_DTYPES, PackedLinear, prepare_for_writing
+from model import WRITING_DTYPES, WritingLinear, prepare_for_writing
 from tokenizer import StreamingDecoder
 
 DESCRIPTION = "用训练好的检查点写歌词。不带 --prompt 时进入对话；/help 查看对话里的命令。"
@@ -134,7 +134,7 @@ def fastest_dtype(device: torch.device) -> str:
     half = runtime.native_half(device)
     if half is None:
         return "fp32"
-    if device.type == "cpu" and PackedLinear(torch.eye(64), None, "int8").int8 is not None:  # 这个 torch 有 int8 算子
+    if device.type == "cpu" and WritingLinear(torch.eye(64), None, "int8").special:  # 这个 torch 有 int8 算子
         return "int8"
     return "bf16" if half == torch.bfloat16 else "fp16"
 

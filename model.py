@@ -4,8 +4,8 @@
 `F.scaled_dot_product_attention`，硬件支持时就是 Flash Attention。
 """
 
-import contextlib
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -72,30 +72,30 @@ class KVCache:
         self, config: ModelConfig, batch_size: int, capacity: int, device: torch.device, dtype: torch.dtype
     ) -> None:
         shape = (config.n_layers, 2, batch_size, config.n_heads, capacity, config.head_dim)
-        self.entries = torch.empty(shape, device=device, dtype=dtype)
+        self._hold(torch.empty(shape, device=device, dtype=dtype))
         self.rope = rope_cos_sin(0, capacity, config.head_dim, config.rope_base, device)  # 一首歌只算一次
         self.capacity = capacity
         self.length = 0  # 已有的词元数
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """写入一层的新键值 (B, H, T, D)，返回这一层到目前为止的全部 (B, H, length+T, D)。"""
-        end = self.length + k.size(2)
-        keys, values = self.entries[layer]
-        keys[:, :, self.length : end] = k
-        values[:, :, self.length : end] = v
-        return keys[:, :, :end], values[:, :, :end]
-
-    def advance(self, count: int) -> None:
-        """一次前向结束后，把新写入的 count 个词元计入。"""
-        self.length += count
+        keys, values = self.layers[layer]
+        count = k.size(2)
+        keys.narrow(2, self.length, count).copy_(k)  # narrow 比切片少几微秒，每个词元要走几十遍
+        values.narrow(2, self.length, count).copy_(v)
+        return keys.narrow(2, 0, self.length + count), values.narrow(2, 0, self.length + count)
 
     def keep_rows(self, rows: Tensor) -> None:
         """只留下批次中的这些行，写完的歌就此离开。"""
-        self.entries = self.entries[:, :, rows]
+        self._hold(self.entries[:, :, rows])
+
+    def _hold(self, entries: Tensor) -> None:
+        self.entries = entries  # (L, 2, B, H, capacity, D)
+        self.layers = [layer.unbind() for layer in entries]
 
 
 def rope_cos_sin(start: int, length: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """位置 start … start+length-1 的旋转角的余弦与正弦，各 (length, head_dim) float32。
+    """位置 start … start+length-1 的旋转角的余弦与正弦，各 (length, head_dim) float32；前一半的正弦已取负。
 
     每次前向现算一遍（量级可忽略）：不占检查点，不受半精度转换影响，也没有长度上限。
     Su 等 2021，RoFormer；两半配对的排列同 GPT-NeoX。
@@ -103,49 +103,38 @@ def rope_cos_sin(start: int, length: int, head_dim: int, base: float, device: to
     frequencies = base ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
     positions = torch.arange(start, start + length, device=device, dtype=torch.float32)
     angles = torch.outer(positions, frequencies)  # (length, head_dim/2)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """旋转查询或键。x: (B, H, T, D)；cos、sin: (T, D) float32。返回与 x 同形状、同类型。"""
-    first, second = x.float().chunk(2, dim=-1)
-    rotated = torch.cat((-second, first), dim=-1)
-    return (x.float() * cos + rotated * sin).to(x.dtype)
+    swapped = x.float().roll(x.size(-1) // 2, dims=-1)  # (后一半, 前一半)
+    return torch.addcmul(x.float() * cos, swapped, sin).to(x.dtype)
+
+
+def _normalise(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    return torch.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
 class Attention(nn.Module):
     """因果多头自注意力。"""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config, self.layer = config, layer
+        self.config = config
         self.qkv = nn.Linear(config.n_embed, 3 * config.n_embed)
         self.proj = nn.Linear(config.n_embed, config.n_embed)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         B, T, C = x.shape
         heads = (B, T, self.config.n_heads, self.config.head_dim)
-        if cache is not None:  # 逐个词元写时，每个小运算都有固定的开销：查询与键一起旋转
-            qkv = self.qkv(x).to(cache.entries.dtype).view(B, T, -1, self.config.head_dim).transpose(1, 2)
-            qk, v = qkv.split((2 * self.config.n_heads, self.config.n_heads), dim=1)
-            q, k = apply_rope(qk, cos, sin).chunk(2, dim=1)
-        else:
-            q, k, v = (part.view(heads).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))  # (B, H, T, D)
-            q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
-        mask = None
-        past = cache.length if cache is not None else 0
-        if cache is not None:
-            k, v = cache.update(self.layer, k, v)
-        if past and T > 1:  # 接在前文之后的一段：能看见全部前文和自己之前的位置
-            mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
+        q, k, v = (part.view(heads).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))  # (B, H, T, D)
+        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         dropout = self.config.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=past == 0 and T > 1)
-        y = y.transpose(1, 2).reshape(B, T, C)
-        if cache is not None:
-            y = y.to(x.dtype)
-        return self.dropout(self.proj(y))
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        return self.dropout(self.proj(y.transpose(1, 2).reshape(B, T, C)))
 
 
 class FeedForward(nn.Module):
@@ -164,15 +153,15 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """pre-LayerNorm 的一层：注意力与前馈各带残差。"""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.norm_1 = nn.LayerNorm(config.n_embed, eps=config.layer_norm_eps)
-        self.attention = Attention(config, layer)
+        self.attention = Attention(config)
         self.norm_2 = nn.LayerNorm(config.n_embed, eps=config.layer_norm_eps)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
-        x = x + self.attention(self.norm_1(x), cos, sin, cache)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.attention(self.norm_1(x), cos, sin)
         return x + self.feed_forward(self.norm_2(x))
 
 
@@ -184,9 +173,9 @@ class GPT(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.n_embed)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = nn.LayerNorm(config.n_embed, eps=config.layer_norm_eps)
-        self.head: PackedLinear | None = None  # 只在写歌时有：排布过的输出层
+        self.head: WritingLinear | None = None  # 只在写歌时有：排布过的输出层
         self._initialise()
 
     def _initialise(self) -> None:
@@ -207,26 +196,43 @@ class GPT(nn.Module):
         Raises:
             ValueError: cache 装不下。
         """
-        T = tokens.size(1)
-        start = cache.length if cache is not None else 0
-        if cache is not None and start + T > cache.capacity:
-            raise ValueError(f"KV 缓存容量 {cache.capacity}，装不下 {start + T} 个词元")
         if cache is not None:
-            cos, sin = (table[start : start + T] for table in cache.rope)
-        else:
-            cos, sin = rope_cos_sin(0, T, self.config.head_dim, self.config.rope_base, tokens.device)
+            return self._hidden_after(tokens, cache)
+        cos, sin = rope_cos_sin(0, tokens.size(1), self.config.head_dim, self.config.rope_base, tokens.device)
         x = self.dropout(self.embedding(tokens))  # (B, T, C)
         for block in self.blocks:
-            x = block(x, cos, sin, cache)
-        if cache is not None:
-            cache.advance(T)
+            x = block(x, cos, sin)
         return self.norm(x)
 
+    def _hidden_after(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """接在 cache 之后的隐藏状态，不丢弃。与各模块的 forward 是同一个网络，平铺开写：
+
+        一个词元只有几毫秒，模块的层层调用要占其中一成多。
+        """
+        (B, T), past = tokens.shape, cache.length
+        if past + T > cache.capacity:
+            raise ValueError(f"KV 缓存容量 {cache.capacity}，装不下 {past + T} 个词元")
+        cos, sin = (table[past : past + T, None, None] for table in cache.rope)  # (T, 1, 1, D)
+        mask = None
+        if past and T > 1:  # 接在前文之后的一段：能看见全部前文和自己之前的位置
+            mask = torch.ones(T, past + T, dtype=torch.bool, device=tokens.device).tril(past)
+        heads = (B, T, 3, self.config.n_heads, self.config.head_dim)
+        x = self.embedding(tokens)  # (B, T, C)
+        for layer, block in enumerate(self.blocks):
+            attention, feed_forward = block.attention, block.feed_forward
+            qkv = attention.qkv(_normalise(x, block.norm_1)).to(cache.entries.dtype).view(heads)
+            q, k = apply_rope(qkv[:, :, :2], cos, sin).transpose(1, 3).unbind(2)  # (B, H, T, D)
+            k, v = cache.update(layer, k, qkv[:, :, 2].transpose(1, 2))
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0 and T > 1)
+            x = x + attention.proj(y.transpose(1, 2).reshape(x.shape))
+            x = x + feed_forward.proj(F.gelu(feed_forward.fc(_normalise(x, block.norm_2))))
+        cache.length += T
+        return _normalise(x, self.norm)
+
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
-        """与模型同设备的空缓存。CPU 上总是 float32：那里半精度的一行注意力反而慢三四倍。"""
+        """与模型同设备、同精度的空缓存。"""
         weight = self.embedding.weight
-        dtype = torch.float32 if weight.device.type == "cpu" else weight.dtype
-        return KVCache(self.config, batch_size, capacity, weight.device, dtype)
+        return KVCache(self.config, batch_size, capacity, weight.device, weight.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """隐藏状态 (…, C) → logits (…, V)。"""
@@ -273,77 +279,122 @@ class GPT(nn.Module):
 # 写歌：逐个词元解码时，时间几乎全花在把权重从内存读一遍上
 # ---------------------------------------------------------------------------
 
-WRITING_DTYPES = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "int8": torch.bfloat16,  # 权重 int8，其余 bf16
-}
+WRITING_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
+Multiply = Callable[[Tensor], Tensor]  # (…, 输入) → (…, 输出)
 
 
-class PackedLinear(nn.Module):
-    """只用于写歌的线性层：CPU 上权重按 oneDNN 的计算核重新排布，或量化为 int8，一行输入时少等内存。
+class WritingLinear:
+    """只用于写歌的线性层，在 CPU 上：权重换一种排布或精度，一行输入时少等内存。
 
-    全项目只有这里用 torch 的内部算子：每个都先试算，报错或与 `F.linear` 不符就不用它。
+    - 多行：算力要紧，用 oneDNN 的矩阵乘，权重预先排布；fp16 时用 float32 算，许多 CPU 没有 fp16 的矩阵乘。
+    - 一行，fp32：`F.linear` 只用一个线程读权重；按输出分成几块成批地乘，每个线程读一块。
+    - 一行，bf16、fp16：权重放进 fp16（bf16 的权重 fp16 也装得下，误差不过 2⁻²⁵），它的一行的核比 bf16 的快一倍。
+    - int8：权重逐输出通道、激活逐行量化，整数相乘（同 torchao 的 int8_dynamic_activation_int8_weight）；
+      一行时用 FBGEMM 的动态量化，快三成，激活的量化不对称。
+
+    全项目只有这里的几个核用 torch 的内部算子；每个都先试算，报错或与 `F.linear` 不符就不用它。
 
     Args:
-        weight: (输出, 输入)，任意浮点类型；不改动它。
+        weight: (输出, 输入)，float32；不改动它。
         bias: (输出,) 或 None。
-        dtype: `WRITING_DTYPES` 的一个名称。int8 逐输出通道对称量化：q = round(w / s)，s = max|w| / 127。
+        dtype: `WRITING_DTYPES` 的一个名称。
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: str) -> None:
-        super().__init__()
-        kind = WRITING_DTYPES[dtype]
-        self.weight: Tensor | None = weight.detach().to(kind)  # 排布成功后不再需要
-        self.bias = None if bias is None else bias.detach().to(kind)
-        self.int8: tuple[Tensor, Tensor] | None = None  # (q, s)
-        self.packed: Tensor | None = None
+        weight = weight.detach()
+        bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
+        kind = torch.bfloat16 if dtype == "bf16" else torch.float32  # 多行时用它算
         if dtype == "int8":
-            scale = (weight.detach().float().abs().amax(dim=1) / 127).clamp_min(1e-12).to(kind)
-            quantised = (weight.detach() / scale[:, None].float()).round().clamp(-127, 127).to(torch.int8)
-            self.weight = (quantised * scale[:, None].float()).to(kind)
-            if self._works(self._multiply_int8, (quantised, scale)):
-                self.int8 = quantised, scale
-        if weight.device.type != "cpu":
-            return
-        with contextlib.suppress(AttributeError, RuntimeError):
-            packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, 1)
-            if self._works(self._multiply_packed, packed):
-                self.packed, self.weight = packed, None
+            scale = (weight.abs().amax(dim=1) / 127).clamp_min(1e-12)  # (输出,)
+            quantised = (weight / scale[:, None]).round().to(torch.int8)
+            weight = quantised * scale[:, None]
+            one, many = (_fbgemm_int8, quantised, scale), (_int8_by_rows, quantised, scale)
+        else:
+            weight = weight.to(WRITING_DTYPES[dtype]).float()
+            one = _blocks if dtype == "fp32" else _fp16, weight
+            many = _onednn_packed, weight.to(kind)
+        self.many = _working(many, weight, bias)
+        self.special = self.many is not None  # 这个 torch 有更快的核
+        if self.many is None:
+            self.many = _plain(weight.to(kind), bias)
+        self.one = _working(one, weight, bias) or self.many
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (…, 输入) → (…, 输出)。"""
-        if self.int8 is not None and x.numel() == x.size(-1):  # 只有一行时 int8 才快
-            return self._multiply_int8(x, self.int8)
-        if self.packed is not None:
-            return self._multiply_packed(x, self.packed)
-        return F.linear(x, self.weight, self.bias)
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (…, 输入) → (…, 输出)，类型是所用的核的。"""
+        return (self.one if x.numel() == x.size(-1) else self.many)(x)
 
-    def _works(self, multiply: Callable[[Tensor, Any], Tensor], weight: Any) -> bool:
-        """试算一行，与 F.linear 比较。"""
-        row = torch.linspace(-1, 1, self.weight.size(1)).to(self.weight.dtype)[None]
-        try:
-            found = multiply(row, weight)
-        except (AttributeError, NotImplementedError, RuntimeError):
-            return False
-        expected = F.linear(row.float(), self.weight.float(), None if self.bias is None else self.bias.float())
-        error = (found.float() - expected).norm()
-        return bool(error <= 0.02 * expected.norm() + 1e-6)
 
-    def _multiply_int8(self, x: Tensor, weight: tuple[Tensor, Tensor]) -> Tensor:
-        y = torch.ops.aten._weight_int8pack_mm.default(x.view(1, -1), *weight)
-        return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
+def _working(kernel: tuple, weight: Tensor, bias: Tensor) -> Multiply | None:
+    """备好一个核，试算两行，与 F.linear 比较；用不了就是 None。"""
+    make, *prepared = kernel
+    rows = torch.linspace(-1, 1, 2 * weight.size(1)).view(2, -1)
+    try:
+        multiply = make(*prepared, bias)
+        found = torch.cat([multiply(row) for row in rows.split(1)])
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return None
+    expected = F.linear(rows, weight, bias)
+    return multiply if (found - expected).norm() <= 0.02 * expected.norm() + 1e-6 else None
 
-    def _multiply_packed(self, x: Tensor, weight: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise.default(x, weight, self.bias, "none", [], "")
+
+def _plain(weight: Tensor, bias: Tensor) -> Multiply:
+    bias = bias.to(weight.dtype)
+    return lambda x: F.linear(x.to(weight.dtype), weight, bias)
+
+
+def _fp16(weight: Tensor, bias: Tensor) -> Multiply:
+    return _plain(weight.half(), bias)
+
+
+def _blocks(weight: Tensor, bias: Tensor) -> Multiply:
+    threads, (outputs, inputs) = torch.get_num_threads(), weight.shape
+    blocks = next((n for n in range(threads, 8 * threads) if outputs % n == 0), None)
+    if blocks is None or not torch.backends.mkl.is_available():
+        raise NotImplementedError
+    weight = weight.view(blocks, -1, inputs)
+
+    def multiply(x: Tensor) -> Tensor:  # 写成 baddbmm，或 x 的步长不同，都慢四倍：走的不是 MKL 的同一个核
+        products = torch.bmm(weight, x.reshape(1, 1, inputs).expand(blocks, 1, -1).transpose(1, 2))
+        return (products.view(outputs) + bias).view(*x.shape[:-1], outputs)
+
+    return multiply
+
+
+def _onednn_packed(weight: Tensor, bias: Tensor) -> Multiply:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 32)  # 按 32 行排布的核，多几行少几行也快
+    bias = bias.to(weight.dtype)
+    multiply = torch.ops.mkldnn._linear_pointwise.default
+    return lambda x: multiply(x.to(bias.dtype), packed, bias, "none", [], "")
+
+
+def _fbgemm_int8(quantised: Tensor, scale: Tensor, bias: Tensor) -> Multiply:
+    zeros = torch.zeros(len(scale), dtype=torch.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 量化张量将移出 torch；没有的那天 _working 会发现
+        weight = torch._make_per_channel_quantized_tensor(quantised, scale.double(), zeros, 0)
+    packed = torch.ops.quantized.linear_prepack(weight, bias)
+    multiply = torch.ops.quantized.linear_dynamic.default
+    return lambda x: multiply(x, packed, False)  # False：8 位全用，不减为 7 位
+
+
+def _int8_by_rows(quantised: Tensor, scale: Tensor, bias: Tensor) -> Multiply:
+    columns = quantised.T
+
+    def multiply(x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.size(-1))
+        row_scale = rows.abs().amax(dim=1, keepdim=True).mul_(1 / 127).clamp_min_(1e-12)
+        products = torch._int_mm((rows / row_scale).round_().to(torch.int8), columns)
+        return torch.addcmul(bias, products, scale * row_scale).view(*x.shape[:-1], -1)
+
+    return multiply
 
 
 @torch.no_grad()
 def prepare_for_writing(model: GPT, dtype: str) -> GPT:
-    """就地把模型改成只用于写歌的：线性层与输出层换成 `PackedLinear`，其余转成半精度或 float32。
+    """就地把模型改成只用于写歌的；改过的模型不能再训练或保存。先 `.to(device)` 再调用。
 
-    改过的模型不能再训练或保存；先 `.to(device)` 再调用。
+    CPU 上只换线性层与输出层（`WritingLinear`），其余保持 float32：一行激活不费内存，半精度的注意力慢三四倍。
+    别的设备上整个模型转成那种精度。
 
     Args:
         dtype: `WRITING_DTYPES` 的一个名称。
@@ -351,13 +402,15 @@ def prepare_for_writing(model: GPT, dtype: str) -> GPT:
     Raises:
         ValueError: 模型不在 CPU 上而 dtype 是 int8。
     """
-    if dtype == "int8" and model.embedding.weight.device.type != "cpu":
+    on_cpu = model.embedding.weight.device.type == "cpu"
+    if dtype == "int8" and not on_cpu:
         raise ValueError("int8 只能在 CPU 上用")
-    model.head = PackedLinear(model.embedding.weight, None, dtype)
+    if not on_cpu:
+        return model.to(WRITING_DTYPES[dtype]).eval().requires_grad_(False)
+    model.head = WritingLinear(model.embedding.weight.float(), None, dtype)
     for module in list(model.modules()):
-        for name, child in module.named_children():
+        for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(module, name, PackedLinear(child.weight, child.bias, dtype))
-            elif isinstance(child, nn.Dropout):  # 什么也不做，却每次要几微秒
-                setattr(module, name, nn.Identity())
-    return model.to(WRITING_DTYPES[dtype]).eval().requires_grad_(False)
+                delattr(module, name)  # WritingLinear 不是模块：少一层调用，也没有参数
+                setattr(module, name, WritingLinear(child.weight.float(), child.bias.float(), dtype))
+    return model.float().eval().requires_grad_(False)

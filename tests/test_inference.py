@@ -327,7 +327,7 @@ def test_auto_says_what_it_picked(trained, capsys, monkeypatch):
         assert inference.load_writer(trained, "cpu", "auto").model.head is not None
         assert f"{expected}（auto 选定）" in capsys.readouterr().err
     monkeypatch.setattr(inference.runtime, "native_half", lambda _: torch.bfloat16)
-    monkeypatch.setattr(inference.PackedLinear, "_works", lambda *_: False)  # 没有 int8 算子的 torch
+    monkeypatch.setattr("model._working", lambda *_: None)  # 没有 int8 算子的 torch
     assert inference.fastest_dtype(torch.device("cpu")) == "bf16"
     monkeypatch.setattr(inference.runtime, "native_half", lambda _: torch.float16)
     assert inference.fastest_dtype(torch.device("cuda")) == "fp16"
