@@ -1,41 +1,56 @@
-"""测速：`python benchmark.py`，几分钟打印一张表；`--quick` 一分钟。
+"""测速：`python benchmark.py`，十来分钟打印一张表；`--quick` 两分钟。
 
 每行比较两边，在同一次运行里交替测，取中位数之比；机器忙闲的变化就落在两边头上。装了 transformers 时，
 另一边是同样权重的 GPT-NeoX；没装就只报自己的速度。
 """
 
+import contextlib
 import importlib.util
 import json
+import multiprocessing
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 
 import config as configuration
+import data
 import generation
+import model as model_module
 import runtime
 from config import Flag, UserError
 from model import GPT, WRITING_DTYPES, ModelConfig, prepare_for_writing
+from optimizer import build_optimizers
 
-DESCRIPTION = "测速；结果是中位数与比值。模型为默认大小（85M）、随机权重、贪心：速度与权重的值无关。"
+DESCRIPTION = "测速；结果是中位数与比值。写歌用默认大小（85M）的模型、随机权重、贪心：速度与权重的值无关。"
 FLAGS = [
     Flag("max_tokens", 200, configuration.whole(2), "写多少个词元"),
     Flag("rounds", 5, configuration.whole(1), "测几轮，取中位数"),
     Flag("songs", 32, configuration.whole(2), "成批写歌时几首一批"),
-    Flag("quick", False, configuration.BOOLEAN, "只测一轮，每项少写些"),
+    Flag("quick", False, configuration.BOOLEAN, "只测一轮，每项少写些，训练不编译"),
+    Flag("only", "all", configuration.one_of("all", "writing", "training"), "只测写歌或训练"),
     Flag("dtype", "all", configuration.one_of("all", *WRITING_DTYPES), "精度；all 是这台机器上有用的几种"),
     Flag("device", "auto", configuration.text(), "auto、cpu、cuda、mps"),
     Flag("json", None, configuration.path(optional=True), "把结果另存为 JSON 文件"),
 ]
 PROMPT_TOKENS = 8
 PREFILL_TOKENS = 512
+TRAINING_STEPS = 3  # 每轮训练几步
 STRIDE = 10  # 每写这么多个词元，换到重算前文的一边测一次
 PEER = "transformers"
+SHAPES = {  # 训练：层数、头数、维度、每步几个序列、长度
+    "cpu 预设": (4, 4, 256, 8, 256),
+    "14.6M": (6, 6, 384, 8, 256),
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,7 +64,11 @@ def main(argv: Sequence[str]) -> int:
     device = runtime.pick_device(options["device"])
     machine = f"{runtime.device_name(device)} · torch {torch.__version__} · {platform.platform()}"
     print(f"机器：{machine}", flush=True)
-    results = measure_all(device, options)
+    results = []
+    if options["only"] != "writing":  # 先测：Linux 上子进程的内存峰值从父进程当时的占用算起
+        results += measure_training(device, options)
+    if options["only"] != "training":
+        results += measure_writing(device, options)
     print_table(results)
     if options["json"] is not None:
         contents = {"machine": machine, "options": {**options, "json": None}, "results": results}
@@ -57,8 +76,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def measure_all(device: torch.device, options: dict[str, Any]) -> list[dict[str, Any]]:
-    """表的全部行。"""
+def measure_writing(device: torch.device, options: dict[str, Any]) -> list[dict[str, Any]]:
     tokens, rounds = options["max_tokens"], options["rounds"]
     dtypes = [options["dtype"]]
     if options["dtype"] == "all":
@@ -78,6 +96,12 @@ def measure_all(device: torch.device, options: dict[str, Any]) -> list[dict[str,
         if dtype == dtypes[0]:
             results.append(cached_against_recomputed(model, tokens, rounds) | {"dtype": dtype})
     return results
+
+
+def measure_training(device: torch.device, options: dict[str, Any]) -> list[dict[str, Any]]:
+    quick = options["quick"]
+    results = [*loss_memory(8 if quick else 16), data_path(options["rounds"])]
+    return results + [training(name, device, options["rounds"], compiled=not quick) for name in SHAPES]
 
 
 def default_model() -> GPT:
@@ -229,6 +253,123 @@ def cached_against_recomputed(model: GPT, tokens: int, rounds: int) -> dict[str,
     return {"name": f"写 {tokens} 个词元，KV 缓存", "peer_name": "重算前文", "ours": ours, "peer": peer}
 
 
+def training(name: str, device: torch.device, rounds: int, compiled: bool) -> dict[str, Any]:
+    """一个优化步：前向、反向、裁剪、AdamW；混合精度，都不丢弃。
+
+    两边各在自己的进程里，轮流走 TRAINING_STEPS 步：我们的进程照 train.py 设置内存分配，另一边是平常的循环。
+    """
+    kind = runtime.native_half(device)
+    dtype = next((key for key, value in WRITING_DTYPES.items() if value == kind), "fp32")
+    with contextlib.ExitStack() as held:
+
+        def side(build: Callable[..., Any]) -> Callable[[], Any]:
+            spawn = multiprocessing.get_context("spawn")
+            options = build, SHAPES[name], device.type, compiled
+            executor = held.enter_context(ProcessPoolExecutor(1, spawn, _prepare_steps, options))
+            return lambda: executor.submit(_take_steps).result()
+
+        peer = side(_peer_step) if importlib.util.find_spec("transformers") is not None else None
+        tokens = TRAINING_STEPS * SHAPES[name][3] * SHAPES[name][4]
+        row = alternate(f"训练一步，{name}", tokens, rounds, side(_our_step), peer, PEER)
+    return row | {"dtype": dtype, "peer_dtype": dtype}
+
+
+def _prepare_steps(build: Callable[..., Any], shape: tuple[int, ...], device_type: str, compiled: bool) -> None:
+    """在测速的进程里备好模型与批次。"""
+    global _step
+    device = torch.device(device_type)
+    layers, heads, width, rows, length = shape
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(configuration.BPE_VOCAB_SIZE, length, layers, heads, width)).to(device).train()
+    ids = torch.randint(model.config.vocab_size, (rows, length + 1), device=device)
+    wrap = (lambda call: torch.compile(call, dynamic=False)) if compiled else (lambda call: call)
+    loss, module, optimizer = build(model, ids, wrap)
+    kind = runtime.native_half(device)
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype=kind, enabled=kind is not None):
+            value = loss()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), configuration.GRAD_CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    _step = step
+
+
+def _our_step(model: GPT, ids: torch.Tensor, wrap: Callable[[Any], Any]) -> tuple:
+    if ids.device.type == "cpu":
+        runtime.setup("cpu", True, 0, runtime.Processes())
+    x, y = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+    loss = wrap(model.loss)
+    return lambda: loss(x, y) / y.numel(), model, build_optimizers("adamw", model, 1e-4, 1e-4, 0.1)["adamw"]
+
+
+def _peer_step(model: GPT, ids: torch.Tensor, wrap: Callable[[Any], Any]) -> tuple:
+    """平常的写法：labels 由模型自己右移，AdamW 取默认。"""
+    neox = as_neox(model).to(ids.device).train()
+    forward, x = wrap(neox), ids[:, :-1].contiguous()
+    optimizer = torch.optim.AdamW(neox.parameters(), lr=1e-4, weight_decay=0.1)
+    return lambda: forward(input_ids=x, labels=x).loss, neox, optimizer
+
+
+def _take_steps() -> None:
+    timed(lambda: [_step() for _ in range(TRAINING_STEPS)])
+
+
+def loss_memory(rows: int) -> list[dict[str, Any]]:
+    """从最后的隐藏状态算 rows × 1024 个词元的损失与梯度，内存的峰值（GB）：分块算，与一次展开全部 logits 相比。
+
+    每个数都在新的进程里测，减去算之前的占用。
+    """
+    if runtime.peak_memory_gb(torch.device("cpu")) is None:
+        return []
+    found = []
+    for kind in ("parts", "whole", "native"):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+            found.append(executor.submit(_peak_of_loss, kind, rows).result())
+    ours, plain, native = found
+    row = {"name": f"损失的内存（GB），{rows} × 1024", "dtype": "fp32", "ours": [ours]}
+    found = [row | {"peer_name": "一次展开", "peer": [plain]}]
+    if native:
+        found.append(row | {"peer_name": "F.linear_cross_entropy", "peer": [native]})
+    return found
+
+
+def _peak_of_loss(kind: str, rows: int) -> float:
+    """在这个进程里算一次，返回内存峰值比之前多了多少 GB；没有 F.linear_cross_entropy 时为 0。"""
+    c = configuration
+    model = GPT(ModelConfig(c.BPE_VOCAB_SIZE, c.MAX_SEQ_LEN, 1, c.N_HEADS, c.N_EMBED))
+    ids = torch.randint(c.BPE_VOCAB_SIZE, (rows, 1024))
+    hidden = torch.randn(rows, 1024, c.N_EMBED, requires_grad=True)
+    model.hidden = lambda tokens: hidden
+    if kind == "whole":
+        model_module.MOST_LOGITS = 2**62
+    if kind == "native":
+        if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
+            return 0.0
+        options = torch.nn.LinearCrossEntropyOptions()
+        model._sum_of_losses = lambda hidden, targets: F.linear_cross_entropy(
+            hidden, model.embedding.weight, targets, reduction="sum", ignore_index=-1, options=options
+        )
+        model_module.MOST_LOGITS = 2**62
+    before = runtime.peak_memory_gb(torch.device("cpu"))
+    model.loss(ids, ids).backward()
+    return runtime.peak_memory_gb(torch.device("cpu")) - before
+
+
+def data_path(rounds: int) -> dict[str, Any]:
+    """从内存映射的词元文件切训练批次（64 × 1024），一个线程。"""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows 删不掉还映射着的文件
+        path = Path(folder) / "tokens.bin"
+        np.random.default_rng(0).integers(0, 10000, 20_000_000, dtype=np.uint16).tofile(path)
+        batches = data.Batches(np.memmap(path, dtype=np.uint16, mode="r"), 1024, 64, seed=0)
+        steps = range(20)
+        tokens = len(steps) * 64 * 1024
+        row = alternate("备训练批次，64 × 1024", tokens, rounds, lambda: [batches.at(step) for step in steps])
+    return row | {"dtype": "–"}
+
+
 def prompt_ids(model: GPT, length: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (1, length), generator=generator)
@@ -242,7 +383,12 @@ def write(model: GPT, prompt: list[int], tokens: int, songs: int = 1) -> None:
 
 
 def alternate(
-    name: str, tokens: int, rounds: int, ours: Callable[[], Any], peer: Callable[[], Any] | None, peer_name: str
+    name: str,
+    tokens: int,
+    rounds: int,
+    ours: Callable[[], Any],
+    peer: Callable[[], Any] | None = None,
+    peer_name: str = "–",
 ) -> dict[str, Any]:
     """两边轮流各跑 rounds 次，各自先预热一次；每次都算作 tokens 个词元。"""
     sides = {"ours": ours} | ({"peer": peer} if peer is not None else {})
@@ -268,7 +414,7 @@ def timed(call: Callable[[], Any]) -> float:
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
-    print("\n| 做什么 | 精度 | 词元/秒 | 另一边 | 词元/秒 | 比值 | 占内存带宽 |")
+    print("\n| 做什么（词元/秒） | 精度 | 这里 | 另一边 | 另一边的数 | 比值 | 占内存带宽 |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for row in results:
         ours = statistics.median(row["ours"])
@@ -276,9 +422,9 @@ def print_table(results: list[dict[str, Any]]) -> None:
         if row["peer"]:
             median = statistics.median(row["peer"])
             other = f"{row['peer_name']} {row.get('peer_dtype', '')}".strip()
-            rate, ratio = f"{median:.1f}", f"{ours / median:.2f}"
+            rate, ratio = f"{median:,.1f}", f"{ours / median:.2f}"
         share = f"{row['of_bandwidth']:.0%}" if "of_bandwidth" in row else "–"
-        print(f"| {row['name']} | {row['dtype']} | {ours:.1f} | {other} | {rate} | {ratio} | {share} |")
+        print(f"| {row['name']} | {row['dtype']} | {ours:,.1f} | {other} | {rate} | {ratio} | {share} |")
 
 
 if __name__ == "__main__":

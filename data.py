@@ -21,6 +21,7 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -719,6 +720,24 @@ class Batches:
         positions = starts[:, None] + np.arange(self.seq_len + 1)
         window = self.tokens[positions % len(self.tokens)].astype(np.int64)  # (B, T+1)
         return window[:, :-1], window[:, 1:]
+
+
+class Ahead:
+    """在另一个线程里先备好下一步的批次，取的时候多半已经好了。
+
+    Args:
+        make: 步数 → 那一步的批次；只在那个线程里调用。
+    """
+
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self._make, self._worker = make, ThreadPoolExecutor(1)
+        self._step, self._batch = -1, None
+
+    def at(self, step: int) -> Any:
+        """第 step 步的批次；make 的错误在这里抛出。"""
+        batch = self._batch if step == self._step else self._worker.submit(self._make, step)
+        self._step, self._batch = step + 1, self._worker.submit(self._make, step + 1)
+        return batch.result()
 
 
 IGNORED = -1  # 补齐位置的目标，不计损失

@@ -97,7 +97,6 @@ class KVCache:
 def rope_cos_sin(start: int, length: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """位置 start … start+length-1 的旋转角的余弦与正弦，各 (length, head_dim) float32；前一半的正弦已取负。
 
-    每次前向现算一遍（量级可忽略）：不占检查点，不受半精度转换影响，也没有长度上限。
     Su 等 2021，RoFormer；两半配对的排列同 GPT-NeoX。
     """
     frequencies = base ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
@@ -176,6 +175,9 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = nn.LayerNorm(config.n_embed, eps=config.layer_norm_eps)
         self.head: WritingLinear | None = None  # 只在写歌时有：排布过的输出层
+        # 不是缓冲区：不占检查点，也不随模型转成半精度。放在编译之外，否则每一层都重算一遍正弦。
+        self.rope = rope_cos_sin(0, config.max_seq_len, config.head_dim, config.rope_base, torch.device("cpu"))
+        self.activation_checkpointing = False  # 训练时不留各层的中间结果，反传时重算
         self._initialise()
 
     def _initialise(self) -> None:
@@ -188,6 +190,11 @@ class GPT(nn.Module):
             elif parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any) -> "GPT":
+        super()._apply(fn, *args)
+        self.rope = tuple(table.to(self.embedding.weight.device) for table in self.rope)
+        return self
+
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """最后一层的隐藏状态。tokens: (B, T) int64 → (B, T, C)。
 
@@ -198,10 +205,16 @@ class GPT(nn.Module):
         """
         if cache is not None:
             return self._hidden_after(tokens, cache)
-        cos, sin = rope_cos_sin(0, tokens.size(1), self.config.head_dim, self.config.rope_base, tokens.device)
+        T, c = tokens.size(1), self.config
+        if len(self.rope[0]) < T:  # 比训练时还长的一段
+            self.rope = rope_cos_sin(0, T, c.head_dim, c.rope_base, tokens.device)
+        cos, sin = (table[:T] for table in self.rope)
         x = self.dropout(self.embedding(tokens))  # (B, T, C)
         for block in self.blocks:
-            x = block(x, cos, sin)
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, x, cos, sin, use_reentrant=False)
+            else:
+                x = block(x, cos, sin)
         return self.norm(x)
 
     def _hidden_after(self, tokens: Tensor, cache: KVCache) -> Tensor:

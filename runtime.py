@@ -1,6 +1,7 @@
 """设备、精度、随机种子、进程、信号与显示：每个脚本开头设置一次。"""
 
 import contextlib
+import ctypes
 import os
 import platform
 import re
@@ -256,10 +257,20 @@ def setup(device_name: str, use_amp: bool, seed: int, processes: Processes) -> R
         torch.set_float32_matmul_precision("high")
     if device.type == "cpu":  # 编译后的词嵌入梯度默认用原子加法，次序不定，接着训练就不能逐位重现
         torch.use_deterministic_algorithms(True)
+        keep_freed_memory()
         torch.utils.deterministic.fill_uninitialized_memory = False
     torch.manual_seed(seed)
     processes.start(device)
     return Runtime(device, native_half(device) if use_amp else None, processes)
+
+
+def keep_freed_memory() -> None:
+    """让 glibc 留着释放的大块内存下次再用：默认每步都还给系统再要回来，清零缺页要占一成时间。"""
+    m_trim_threshold, m_mmap_threshold = -1, -3  # <malloc.h>
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # 没有 mallopt：macOS、Windows、musl
+        libc = ctypes.CDLL(None)
+        libc.mallopt(m_mmap_threshold, 2**30)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def seed_step(seed: int, step: int, rank: int = 0) -> None:

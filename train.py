@@ -252,6 +252,7 @@ class Trainer:
         self.processes.copy_from_main(parameter.data for parameter in self.model.parameters())
         self.batches = data.Batches(corpus.train, config.max_seq_len, config.batch_size, self.seed)
         self.rows = self.processes.share(config.batch_size)  # 每批里归这个进程的序列
+        self.batches_ahead = data.Ahead(self._batch)
         most_rows = -(-config.batch_size // self.processes.count)
         self.micro_batch_size = min(config.micro_batch_size or most_rows, most_rows)  # 各进程相同
         self.loss_function, self.compiled = self._compile()
@@ -276,6 +277,7 @@ class Trainer:
                     dropout=config.dropout,
                 )
             )
+        model.activation_checkpointing = config.activation_checkpointing
         return model.to(self.environment.device)
 
     def _restore(self, previous: dict[str, Any]) -> None:
@@ -438,13 +440,13 @@ class Trainer:
         )
         for optimizer in self.optimizers.values():
             set_learning_rate(optimizer, learning_rate / config.learning_rate)
-        x, y = (torch.from_numpy(a[self.rows]).to(self.environment.device) for a in self.batches.at(self.iteration))
+        x, y = (part.to(self.environment.device, non_blocking=True) for part in self.batches_ahead.at(self.iteration))
         total = self._forward_backward(x, y)
         self.processes.add([total, *(parameter.grad for parameter in self.model.parameters())])
         for optimizer in self.optimizers.values():
             self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)
-        loss, gradient_norm = total.item(), norm.item()
+        loss, gradient_norm = torch.stack([total, norm.to(total)]).tolist()  # 每步只等加速卡这一次
         finite = math.isfinite(loss) and math.isfinite(gradient_norm)
         if finite:
             for optimizer in self.optimizers.values():
@@ -455,6 +457,11 @@ class Trainer:
         self.steps_taken += 1
         self.skipped_in_a_row = 0 if finite else self._skipped(loss, gradient_norm)
         return loss, gradient_norm, learning_rate
+
+    def _batch(self, step: int) -> list[Tensor]:
+        """第 step 步归这个进程的输入与目标，各 (序列数, T)；在另一个线程里备好。"""
+        parts = [torch.from_numpy(part[self.rows]) for part in self.batches.at(step)]
+        return [part.pin_memory() for part in parts] if self.environment.device.type == "cuda" else parts
 
     def _skipped(self, loss: float, gradient_norm: float) -> int:
         """记下跳过的一步，返回连续跳过的步数。

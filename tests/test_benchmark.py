@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -20,7 +22,8 @@ def tiny(monkeypatch):
 
 
 def run(*argv: str) -> int:
-    return benchmark.main(["--device", "cpu", "--songs", "3", "--max_tokens", "12", "--rounds", "2", *argv])
+    options = ["--device", "cpu", "--only", "writing", "--songs", "3", "--max_tokens", "12", "--rounds", "2"]
+    return benchmark.main([*options, *argv])
 
 
 @pytest.mark.usefixtures("tiny")
@@ -39,7 +42,7 @@ def test_the_table_holds_every_item_at_every_dtype(capsys, tmp_path):
     assert peers["写 12 个词元", "bf16"] == "bf16"
     for line, row in zip(lines, contents["results"], strict=True):
         assert len(row["ours"]) == 2
-        assert line[2] == f"{sum(row['ours']) / 2:.1f}"
+        assert line[2] == f"{sum(row['ours']) / 2:,.1f}"
         if row["peer"]:
             assert line[5] == f"{sum(row['ours']) / sum(row['peer']):.2f}"
     assert contents["machine"] in out
@@ -64,6 +67,39 @@ def test_both_sides_take_turns_after_a_warm_up():
     row = benchmark.alternate("名", 5, 3, lambda: order.append("我"), lambda: order.append("他"), "谁")
     assert order == ["我", "他"] * 4
     assert len(row["ours"]) == len(row["peer"]) == 3
+
+
+def test_training_measures_memory_data_and_both_shapes(capsys, monkeypatch):
+    """训练的各行：内存、备批次、两种大小各一步；两边在各自的进程里都真的走了。"""
+    monkeypatch.setattr(benchmark, "SHAPES", {"小": (1, 2, 32, 2, 16), "更小": (1, 1, 16, 1, 8)})
+    monkeypatch.setattr(benchmark, "loss_memory", lambda rows: [{"name": rows} | ROW])
+    monkeypatch.setattr(benchmark, "data_path", lambda rounds: {"name": "批次"} | ROW)
+    assert benchmark.main(["--device", "cpu", "--only", "training", "--quick"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+    assert [line.split("|")[1].strip() for line in lines] == ["8", "批次", "训练一步，小", "训练一步，更小"]
+    for line in lines[2:]:
+        assert float(line.split("|")[6]) > 0
+
+
+ROW = {"dtype": "fp32", "peer_name": "–", "ours": [1.0], "peer": []}
+
+
+def test_batches_are_measured_from_a_real_file():
+    """备批次：真的从文件切出 64 × 1024 的批次。"""
+    row = benchmark.data_path(1)
+    assert len(row["ours"]) == 1
+    assert row["ours"][0] > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="内存峰值的算法因系统而异")
+def test_loss_in_parts_takes_less_memory():
+    """分块算损失，内存峰值不到一次展开的六成：8 × 1024 个词元、一万词的 logits 一份就是 328 MB。"""
+    code = "import benchmark; benchmark.model_module.MOST_LOGITS = 2**24; print(benchmark._peak_of_loss('{}', 8))"
+    found = {}
+    for kind in ("parts", "whole"):
+        command = [sys.executable, "-c", code.format(kind)]
+        found[kind] = float(subprocess.check_output(command, cwd=config.REPOSITORY, text=True))
+    assert found["parts"] < 0.6 * found["whole"]
 
 
 @pytest.mark.usefixtures("tiny")

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -1025,3 +1026,22 @@ def test_cleaning_time_is_linear():
     ):
         assert isinstance(clean_text(awkward), str)
         assert not re.search("\n\n", clean_text(awkward))
+
+
+def test_batches_are_made_ahead_in_another_thread():
+    """下一步的在另一个线程里先备好，跳到别的步也对，错误在取的时候抛出，之后照常。"""
+    made = []
+
+    def make(step):
+        made.append((step, threading.current_thread() is threading.main_thread()))
+        if step == 7:
+            raise ValueError("第七步")
+        return step * 10
+
+    ahead = data.Ahead(make)
+    assert [ahead.at(step) for step in (0, 1, 2, 2, 6)] == [0, 10, 20, 20, 60]
+    with pytest.raises(ValueError, match="第七步"):
+        ahead.at(7)
+    assert ahead.at(8) == 80
+    ahead._worker.shutdown()
+    assert made == [(step, False) for step in (0, 1, 2, 3, 2, 3, 6, 7, 8, 9)]

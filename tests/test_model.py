@@ -357,6 +357,38 @@ def test_the_loss_in_parts_equals_the_whole(monkeypatch, rows):
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-5, atol=1e-5)
 
 
+def test_recomputing_activations_changes_nothing():
+    """ACTIVATION_CHECKPOINTING：带丢弃时损失与每个梯度也一位不差，留着等反传的内存明显少；评估时不起作用。"""
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(50, 32, 4, 4, 32, dropout=0.3)).train()
+    tokens, targets = some_tokens(32), some_tokens(32, seed=2)
+    found = []
+    for model.activation_checkpointing in (False, True):
+        kept = []
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
+            loss = model.loss(tokens, targets)
+            total = sum(kept)
+        loss.backward()
+        found.append((loss, [parameter.grad.clone() for parameter in model.parameters()], total))
+        model.zero_grad()
+    (plain, gradients, kept), (recomputed, same, less) = found
+    assert torch.equal(plain, recomputed)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, same, strict=True))
+    assert less < kept / 2
+
+
+def test_rope_tables_follow_the_model_but_stay_float32():
+    """RoPE 的表不在检查点里，随模型换设备，不随半精度转换；比上下文还长的一段也能算。"""
+    model = lively()
+    assert not any("rope" in name for name in model.state_dict())
+    model.to(torch.bfloat16)
+    assert all(table.dtype == torch.float32 for table in model.rope)
+    assert all(table.is_meta for table in lively().to("meta").rope)
+    longer = some_tokens(40)
+    torch.testing.assert_close(lively()(longer)[:, :32], lively()(longer[:, :32]), atol=1e-5, rtol=1e-5)
+
+
 # ---- 写歌用的模型 ----
 
 LARGER = ModelConfig(vocab_size=320, max_seq_len=48, n_layers=2, n_heads=2, n_embed=64)
