@@ -38,7 +38,7 @@ MICRO_BATCH_SIZE = None  # 一次前向的序列数；none 表示整批一次，
 ACTIVATION_CHECKPOINTING = False  # 反传时重算各层，省下大半显存，约慢三成，数学不变
 OPTIMIZER = "adamw"  # adamw：全部用 AdamW；muon：线性层的权重矩阵用 Muon，其余用 AdamW
 LEARNING_RATE = 3e-4  # AdamW 的最高学习率
-MUON_LEARNING_RATE = 5e-3  # Muon 的最高学习率
+MUON_LEARNING_RATE = 2e-3  # Muon 的最高学习率
 MIN_LR = 3e-5  # 余弦退火的最低学习率；Muon 的按同样的倍数退火
 WARMUP_ITERS = 200  # 线性预热步数
 WEIGHT_DECAY = 0.1  # 权重衰减（只作用于线性层的权重矩阵）
@@ -68,14 +68,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "N_HEADS": 4,
         "N_EMBED": 256,
         "MAX_SEQ_LEN": 256,
-        "TRAIN_ITERS": 400,
+        "DROPOUT": 0.0,
+        "TRAIN_ITERS": 200,
         "BATCH_SIZE": 8,
-        "LEARNING_RATE": 1e-3,
-        "MIN_LR": 1e-4,
+        "OPTIMIZER": "muon",
+        "LEARNING_RATE": 3e-3,
+        "MIN_LR": 3e-4,
         "WARMUP_ITERS": 50,
-        "EVAL_INTERVAL": 100,
+        "EVAL_INTERVAL": 50,
         "EVAL_ITERS": 20,
-        "SAVE_INTERVAL": 100,
+        "SAVE_INTERVAL": 50,
         "USE_COMPILE": False,
     },
 }

@@ -26,7 +26,7 @@ class Sampling:
         top_k: 只在最可能的 k 个里抽；0 表示不限。
         top_p: 只在概率合计达到 p 的最少几个里抽（核抽样，Holtzman 等 2020）。
         repetition_penalty: 已出现词元的 logits 除以（为负时乘以）这个数（Keskar 等 2019，CTRL）；1 表示不惩罚。
-        seed: 第 i 首用 seed + i，所以一首歌不因同批写了几首而变。
+        seed: 第 i 首用 seed + i，所以 fp32 时一首歌不因同批写了几首而变（别的精度，一行与多行的舍入略有不同）。
     """
 
     max_tokens: int = 200

@@ -96,7 +96,7 @@ def test_preset_replaces_constants_and_flags_replace_preset():
     resolved = gpu("--preset", "cpu", "--n_layers", "3")
     assert resolved.n_layers == 3
     assert resolved.n_embed == config.PRESETS["cpu"]["N_EMBED"] != config.N_EMBED
-    assert resolved.dropout == config.DROPOUT
+    assert resolved.weight_decay == config.WEIGHT_DECAY
 
 
 def test_flag_wins_although_it_equals_the_constant():
@@ -117,7 +117,7 @@ def test_preset_auto(accelerator, chosen):
 
 def test_replaced_and_changed_are_told_apart():
     """开头显示的两份清单：预设换掉的常量，命令行改动的值。"""
-    resolved = gpu("--preset", "cpu", "--seed", "5", "--dropout", str(config.DROPOUT))
+    resolved = gpu("--preset", "cpu", "--seed", "5", "--weight_decay", str(config.WEIGHT_DECAY))
     assert config.replaced_by_preset(resolved)["N_LAYERS"] == config.PRESETS["cpu"]["N_LAYERS"]
     assert config.changed_from_constants(resolved) == {"seed": 5}
     assert config.changed_from_constants(gpu()) == {}

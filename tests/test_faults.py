@@ -393,7 +393,7 @@ def memory_for(monkeypatch, rows: int, from_step: int = 0) -> list[int]:
 @pytest.mark.parametrize(("rows", "halvings"), [(2, 1), (1, 2)])
 def test_out_of_memory_halves_the_micro_batch(run, monkeypatch, rows, halvings):
     """头几步显存不足：微批次减半、累积加倍，说一句；损失与权重同整批的一致。"""
-    exact = ("--dropout", "0", "--use_amp", "false")
+    exact = ("--dropout", "0", "--use_amp", "false", "--optimizer", "adamw")  # Muon 内部用 bf16
     _, _, whole = run("whole", *exact)
     with monkeypatch.context() as patch:
         sizes = memory_for(patch, rows)

@@ -477,6 +477,39 @@ def test_int8_rounds_each_output_channel_by_its_own_scale():
         assert (found[5] == 0).all()
 
 
+@pytest.mark.parametrize(("dtype", "most"), [("bf16", 0.002), ("fp16", 0.001), ("int8", 0.005)])
+def test_lower_precision_barely_changes_the_loss_of_a_trained_model(dtype, most):
+    """训练过的模型换成低精度，整段算与逐个解码的损失都只差千分之几。"""
+    generator = torch.Generator().manual_seed(0)
+    following = torch.randint(320, (320, 3), generator=generator)  # 每个词元后面只会是这三个之一
+
+    def sequences(count: int) -> torch.Tensor:
+        rows = [torch.randint(320, (count,), generator=generator)]
+        for _ in range(40):
+            rows.append(following[rows[-1], torch.randint(3, (count,), generator=generator)])
+        return torch.stack(rows, dim=1)
+
+    torch.manual_seed(0)
+    model = GPT(LARGER).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        tokens = sequences(32)
+        (model.loss(tokens[:, :-1], tokens[:, 1:]) / tokens.numel()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval().requires_grad_(False)
+    tokens = sequences(1)[:, :40]
+
+    def loss(logits: torch.Tensor) -> float:
+        return F.cross_entropy(logits[0, :-1].float(), tokens[0, 1:]).item()
+
+    expected = loss(model(tokens))
+    assert expected < 2.5  # 真的学到了：瞎猜是 5.8
+    prepare_for_writing(model, dtype)
+    for prompt in (40, 1):
+        assert abs(loss(decoded(model, tokens, prompt)) / expected - 1) < most
+
+
 def test_int8_needs_a_cpu():
     """不在 CPU 上的模型不能用 int8，报错而不是默默用别的。"""
     with torch.device("meta"):
