@@ -413,6 +413,11 @@ def timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
+def _figure(value: float) -> str:
+    """三位以上的数不带小数。"""
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}" if value >= 10 else f"{value:,.2f}"
+
+
 def print_table(results: list[dict[str, Any]]) -> None:
     print("\n| 做什么（词元/秒） | 精度 | 这里 | 另一边 | 另一边的数 | 比值 | 占内存带宽 |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
@@ -422,9 +427,9 @@ def print_table(results: list[dict[str, Any]]) -> None:
         if row["peer"]:
             median = statistics.median(row["peer"])
             other = f"{row['peer_name']} {row.get('peer_dtype', '')}".strip()
-            rate, ratio = f"{median:,.1f}", f"{ours / median:.2f}"
+            rate, ratio = _figure(median), f"{ours / median:.2f}"
         share = f"{row['of_bandwidth']:.0%}" if "of_bandwidth" in row else "–"
-        print(f"| {row['name']} | {row['dtype']} | {ours:,.1f} | {other} | {rate} | {ratio} | {share} |")
+        print(f"| {row['name']} | {row['dtype']} | {_figure(ours)} | {other} | {rate} | {ratio} | {share} |")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ TRAIN_ITERS = 2000  # 优化步数
 BATCH_SIZE = 64  # 每个优化步的序列数
 MICRO_BATCH_SIZE = None  # 一次前向的序列数；none 表示整批一次，显存不够就调小，数学不变
 ACTIVATION_CHECKPOINTING = False  # 反传时重算各层，省下大半显存，约慢三成，数学不变
-OPTIMIZER = "adamw"  # adamw：全部用 AdamW；muon：线性层的权重矩阵用 Muon，其余用 AdamW
+OPTIMIZER = "muon"  # muon：线性层的权重矩阵用 Muon，其余用 AdamW；adamw：全部用 AdamW
 LEARNING_RATE = 3e-4  # AdamW 的最高学习率
 MUON_LEARNING_RATE = 2e-3  # Muon 的最高学习率
 MIN_LR = 3e-5  # 余弦退火的最低学习率；Muon 的按同样的倍数退火
@@ -71,7 +71,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "DROPOUT": 0.0,
         "TRAIN_ITERS": 200,
         "BATCH_SIZE": 8,
-        "OPTIMIZER": "muon",
         "LEARNING_RATE": 3e-3,
         "MIN_LR": 3e-4,
         "WARMUP_ITERS": 50,

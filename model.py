@@ -170,7 +170,8 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.n_embed)
+        # from_pretrained：不必先随机填一遍。在 meta 设备上抽正态随机数要载入八百个模块，一秒
+        self.embedding = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.n_embed), freeze=False)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = nn.LayerNorm(config.n_embed, eps=config.layer_norm_eps)
@@ -178,7 +179,8 @@ class GPT(nn.Module):
         # 不是缓冲区：不占检查点，也不随模型转成半精度。放在编译之外，否则每一层都重算一遍正弦。
         self.rope = rope_cos_sin(0, config.max_seq_len, config.head_dim, config.rope_base, torch.device("cpu"))
         self.activation_checkpointing = False  # 训练时不留各层的中间结果，反传时重算
-        self._initialise()
+        if not self.embedding.weight.is_meta:
+            self._initialise()
 
     def _initialise(self) -> None:
         """GPT-2 的初始化：N(0, 0.02)，汇入残差的投影再除以 sqrt(2L)（Radford 等 2019，2.3 节）。"""

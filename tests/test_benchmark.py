@@ -42,7 +42,7 @@ def test_the_table_holds_every_item_at_every_dtype(capsys, tmp_path):
     assert peers["写 12 个词元", "bf16"] == "bf16"
     for line, row in zip(lines, contents["results"], strict=True):
         assert len(row["ours"]) == 2
-        assert line[2] == f"{sum(row['ours']) / 2:,.1f}"
+        assert line[2] == benchmark._figure(sum(row["ours"]) / 2)
         if row["peer"]:
             assert line[5] == f"{sum(row['ours']) / sum(row['peer']):.2f}"
     assert contents["machine"] in out
