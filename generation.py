@@ -1,11 +1,13 @@
 """logits → 词元：调整分布、抽样、逐个生成。
 
-一级一级往上：adjust_logits → sample → prefill → decode_one → generate。
+一级一级往上：adjust_logits → sample → prefill → decode_one → generate；一行一行地写、每行守约束的是 Composer。
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,7 +46,7 @@ def adjust_logits(logits: Tensor, seen: Tensor | None, banned: Tensor | None, sa
     Args:
         logits: (B, V)。
         seen: (B, V) bool，要惩罚的已出现词元；None 表示不惩罚。
-        banned: (V,) bool，不许出现的词元；None 表示不限。
+        banned: (V,) 或 (B, V) bool，不许出现的词元；None 表示不限。
 
     Returns:
         (B, V) float32。
@@ -129,6 +131,23 @@ class _Context:
             return decode_one(self.model, token, self.cache)
         return self._refill(max(1, self.limit // 2))
 
+    def extend(self, tokens: Sequence[int]) -> Tensor:
+        """各行都接上同样的几个词元，返回 logits (B, V)。"""
+        added = torch.tensor([list(tokens)] * self.tokens.size(0), device=self.tokens.device)
+        self.tokens = torch.cat((self.tokens, added), dim=1)
+        if self.cache.length + len(tokens) <= self.cache.capacity:
+            return prefill(self.model, added, self.cache)
+        return self._refill(min(self.tokens.size(1), max(1, self.limit // 2)))
+
+    def branch(self, rows: int, budget: int) -> "_Context":
+        """同样的前文复制成几行，各自往下写；自己不变。"""
+        copy = object.__new__(_Context)
+        copy.model, copy.limit = self.model, self.limit
+        copy.tokens = self.tokens.expand(rows, -1)
+        copy.capacity = min(self.limit, self.cache.length + budget)
+        copy.cache = self.cache.copy(rows, copy.capacity)
+        return copy
+
     def keep_rows(self, rows: Tensor) -> None:
         self.tokens = self.tokens[rows]
         self.cache.keep_rows(rows)
@@ -206,3 +225,191 @@ def generate(
         if seen is not None:
             seen.scatter_(1, token[:, None], punishable[token][:, None])
         logits = context.append(token)
+
+
+# ---------------------------------------------------------------------------
+# 守着约束，一行一行地写
+# ---------------------------------------------------------------------------
+
+
+class Constraint(Protocol):
+    """一行要守的约束，随写随变。"""
+
+    def forbidden(self) -> np.ndarray:
+        """(V,) bool，接下来不许出现的词元。"""
+
+    def refuses(self, token: int) -> bool:
+        """抽到 token 时再细看一遍：不许则重抽，等于也把它遮住再归一。"""
+
+    def push(self, token: int) -> None:
+        """写下了 token。"""
+
+
+@dataclass
+class Draft:
+    """一行的一稿。
+
+    Attributes:
+        tokens: 词元，写完的以换行或 `</s>` 结尾。
+        log_probability: 不加约束与抽样设置时，模型给这些词元的对数概率（自然对数）之和。
+        whole: 是否写完；False 表示半途无字可用，或太长。
+    """
+
+    constraint: Constraint
+    tokens: list[int] = field(default_factory=list)
+    log_probability: float = 0.0
+    whole: bool = False
+
+    @property
+    def likelihood(self) -> float:
+        """每个词元的平均对数概率。"""
+        return self.log_probability / max(1, len(self.tokens))
+
+
+class Composer:
+    """一行一行地写一首歌：每行同时起几稿，每稿守着约束，取模型自己最看好的一稿。
+
+    Args:
+        prompt: 前文词元，至少一个。
+        ends: 结束一行的词元：换行与 `</s>`。
+        banned_ids, unpunished_ids: 同 `generate`。
+        candidates: 每行起几稿。
+    """
+
+    ATTEMPTS = 8  # 一行没有一稿可用时，最多重写几遍
+
+    def __init__(
+        self,
+        model: GPT,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        ends: Sequence[int],
+        banned_ids: Sequence[int] = (),
+        unpunished_ids: Sequence[int] = (),
+        candidates: int = 1,
+    ) -> None:
+        self.sampling, self.ends, self.candidates = sampling, set(ends), candidates
+        device, vocab_size = model.embedding.weight.device, model.config.vocab_size
+        self._banned = _mask(banned_ids, vocab_size, device)
+        self._punishable = ~_mask(unpunished_ids, vocab_size, device)
+        self._generator = torch.Generator().manual_seed(sampling.seed)
+        with torch.inference_mode():
+            self._context = _Context(model, prompt, 1, 0)
+            self._logits = self._context.start()  # (1, V)
+
+    @torch.inference_mode()
+    def feed(self, tokens: Sequence[int]) -> None:
+        """接上现成的词元。"""
+        if tokens:
+            self._logits = self._context.extend(tokens)
+
+    def line(
+        self,
+        constraint: Callable[[], Constraint],
+        longest: int,
+        unwanted: Callable[[Draft], bool] = lambda draft: False,
+        following: Sequence[int] = (),
+        may_cut: bool = False,
+    ) -> Draft | None:
+        """写一行并接在前文之后。
+
+        Args:
+            constraint: 每稿取一个新的约束。
+            longest: 一稿最多几个词元。
+            unwanted: 几稿之中尽量不取的，例如重复前面的行。
+            following: 已定的下一行；取的一稿要与它相接。
+            may_cut: 写满 longest 个词元而没有写完的也算。
+
+        Returns:
+            选中的一稿；重写几遍也写不出来时 None。
+        """
+        fallback = None
+        for _ in range(self.ATTEMPTS):
+            drafts, branch = self._drafts(constraint, self.candidates, longest)
+            drafts = [draft for draft in drafts if draft.whole or (may_cut and len(draft.tokens) == longest)]
+            if drafts and self.candidates == 1:
+                self._context = branch  # 只有一稿：它的缓存就是前文的缓存
+                self.feed(drafts[0].tokens[-1:])
+                return drafts[0]
+            wanted = [draft for draft in drafts if not unwanted(draft)]
+            if wanted:
+                fallback = self._best(wanted, following)
+                break
+            fallback = fallback or (self._best(drafts, following) if drafts else None)
+        if fallback is not None:
+            self.feed(fallback.tokens)
+        return fallback
+
+    def _best(self, drafts: Sequence[Draft], following: Sequence[int]) -> Draft:
+        if not following:
+            return max(drafts, key=lambda draft: draft.likelihood)
+        scores = self.score([[*draft.tokens, *following] for draft in drafts])
+        return max(zip(scores, drafts, strict=True), key=lambda pair: pair[0] / len(pair[1].tokens))[1]
+
+    def drafts(self, constraint: Callable[[], Constraint], count: int, longest: int) -> list[Draft]:
+        """起 count 稿，不接到前文上；写完的才给出。"""
+        return [draft for draft in self._drafts(constraint, count, longest)[0] if draft.whole]
+
+    @torch.inference_mode()
+    def score(self, continuations: Sequence[Sequence[int]]) -> list[float]:
+        """每种接法（至少一个词元）在前文之后的对数概率之和。"""
+        length = max(map(len, continuations))
+        rows = torch.tensor([[*row, *[0] * (length - len(row))] for row in continuations])  # 右边的补零不影响左边
+        rows = rows.to(self._logits.device)
+        context = self._context.branch(len(rows), length)
+        hidden = context.model.hidden(rows[:, :-1], context.cache) if length > 1 else None
+        logits = self._logits.expand(len(rows), -1)[:, None]  # (B, 1, V)
+        if hidden is not None:
+            logits = torch.cat((logits, context.model.logits(hidden)), dim=1)  # (B, T, V)
+        found = torch.log_softmax(logits.float(), dim=-1).gather(-1, rows[..., None]).squeeze(-1)
+        return [found[place, : len(row)].sum().item() for place, row in enumerate(continuations)]
+
+    @torch.inference_mode()
+    def _drafts(self, constraint: Callable[[], Constraint], count: int, longest: int) -> tuple[list[Draft], _Context]:
+        drafts = [Draft(constraint()) for _ in range(count)]
+        going = list(drafts)  # 还在写的，与批次的行一一对应
+        context = self._context.branch(count, longest)
+        logits = self._logits.expand(count, -1)
+        while True:
+            chosen = self._draw(logits, context, going)
+            likelihoods = torch.log_softmax(logits.float(), dim=-1)
+            kept, tokens = [], []
+            for place, (draft, token) in enumerate(zip(going, chosen, strict=True)):
+                if token is None:
+                    continue
+                draft.constraint.push(token)
+                draft.tokens.append(token)
+                draft.log_probability += likelihoods[place, token].item()
+                draft.whole = token in self.ends
+                if not draft.whole and len(draft.tokens) < longest:
+                    kept.append(place)
+                    tokens.append(token)
+            if not kept:
+                return drafts, context
+            if len(kept) < len(going):
+                context.keep_rows(torch.tensor(kept, device=logits.device))
+                going = [going[place] for place in kept]
+            logits = context.append(torch.tensor(tokens, device=logits.device))
+
+    def _draw(self, logits: Tensor, context: _Context, going: Sequence[Draft]) -> list[int | None]:
+        """每稿抽一个词元；无字可用时是 None。"""
+        forbidden = torch.from_numpy(np.stack([draft.constraint.forbidden() for draft in going]))
+        forbidden = forbidden.to(logits.device) | self._banned
+        seen = None
+        if self.sampling.repetition_penalty != 1.0:
+            seen = torch.zeros_like(forbidden).scatter_(1, context.tokens, True) & self._punishable
+        adjusted = adjust_logits(logits, seen, forbidden, self.sampling)
+        possible = (~forbidden).any(dim=1).tolist()
+        uniform = torch.rand(len(going), generator=self._generator).to(logits.device)
+        chosen: list[int | None] = sample(adjusted.nan_to_num(neginf=-1e30), uniform, self.sampling).tolist()
+        for place, draft in enumerate(going):
+            if not possible[place]:
+                chosen[place] = None
+            while chosen[place] is not None and draft.constraint.refuses(chosen[place]):
+                adjusted[place, chosen[place]] = float("-inf")
+                if adjusted[place].isneginf().all():
+                    chosen[place] = None
+                else:
+                    again = torch.rand(1, generator=self._generator).to(logits.device)
+                    chosen[place] = int(sample(adjusted[place : place + 1], again, self.sampling))
+        return chosen

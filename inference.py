@@ -6,6 +6,7 @@
 import contextlib
 import dataclasses
 import difflib
+import functools
 import json
 import os
 import secrets
@@ -21,14 +22,20 @@ import torch
 import checkpoint
 import config as configuration
 import generation
+import lyrics
 import runtime
 from checkpoint import BEST, CheckpointError
 from config import Flag, UserError
+from lyrics import CopyIndex, LyricsError, SongPlan
 from model import WRITING_DTYPES, WritingLinear, prepare_for_writing
 from tokenizer import StreamingDecoder
 
 DESCRIPTION = "用训练好的检查点写歌词。不带 --prompt 时进入对话；/help 查看对话里的命令。"
 DEFAULTS = generation.Sampling()
+RHYMES = "；".join(f"{name} {finals}" for name, finals in lyrics.RHYME_CLASSES.items())
+REWRITINGS = 5  # /rewrite 给出几种写法
+REWRITING_DRAFTS = 24  # 从几稿里挑
+FOLLOWING_LINES = 2  # 改一行时，看它与后面几行接不接得上
 
 SONG_FLAGS = [
     Flag("max_tokens", DEFAULTS.max_tokens, configuration.whole(1), "最多写多少个词元（约等于字数）"),
@@ -53,7 +60,32 @@ SONG_FLAGS = [
     ),
     Flag("title", None, configuration.text(optional=True), "歌名（模型训练时见过「歌名 → 歌词」）"),
     Flag("singer", None, configuration.text(optional=True), "歌手风格"),
+    Flag("lines", None, configuration.whole(1, 1000, optional=True), "写几行"),
+    Flag(
+        "line_chars",
+        None,
+        configuration.text(optional=True),
+        "每行几个字：7、5-9，或循环的 7,7,5,7；标点与空格不算，一个外文词算一个",
+    ),
+    Flag("rhyme", "none", configuration.text(), f"押韵：none、auto（随第一个韵脚），或十三辙之一：{RHYMES}"),
+    Flag(
+        "rhyme_scheme",
+        None,
+        configuration.text(optional=True),
+        "韵式，循环使用，如 AABA、ABAB：同字母同韵，X 与只出现一次的不押；默认每行都押",
+    ),
+    Flag("acrostic", None, configuration.text(optional=True), "藏头：第 i 行以第 i 个字开头"),
+    Flag(
+        "structure",
+        None,
+        configuration.text(optional=True),
+        "分段，如「主歌4 副歌4 主歌4 副歌」：段名加行数，不写行数的照搬前面同名的一段",
+    ),
+    Flag("candidates", 1, configuration.whole(1, 256), "每行起几稿，取模型最看好而不重复的"),
+    Flag("max_copy", 0, configuration.whole(0, 1000), "与语料里任何一首连续相同不超过这么多字；0 为不查"),
 ]
+# 给了这些之一而没有开头，就从头写一首，不进入对话
+WRITES_FROM_NOTHING = ("title", "singer", "lines", "acrostic", "structure")
 FLAGS = [
     Flag(
         "checkpoint", Path(configuration.CHECKPOINT_DIR) / BEST, configuration.path(), "检查点；架构与分词器都从它读出"
@@ -62,6 +94,13 @@ FLAGS = [
     *SONG_FLAGS,
     Flag("device", "auto", configuration.text(), "auto、cpu、cuda、cuda:1、mps"),
     Flag("dtype", "auto", configuration.one_of("auto", *WRITING_DTYPES), "auto 取这台机器上最快的；int8 只用于 CPU"),
+    Flag("check_copy", False, configuration.BOOLEAN, "写完之后，逐行说出与语料最长的相同处和出自哪一首"),
+    Flag(
+        "copy_index",
+        Path(configuration.CACHE_DIR) / "copies",
+        configuration.path(),
+        "语料的索引；python evaluate.py --only index 建立",
+    ),
     Flag("stats", False, configuration.BOOLEAN, "每写一次，向标准错误写一行 JSON：词元数、用时、速度、内存"),
 ]
 
@@ -80,6 +119,35 @@ class Settings:
     seed: int | None
     title: str | None
     singer: str | None
+    lines: int | None
+    line_chars: str | None
+    rhyme: str
+    rhyme_scheme: str | None
+    acrostic: str | None
+    structure: str | None
+    candidates: int
+    max_copy: int
+
+    def form(self) -> lyrics.Form:
+        """句式；写法有误时 LyricsError。"""
+        return lyrics.make_form(
+            self.lines, self.line_chars, self.rhyme, self.rhyme_scheme, self.acrostic or "", self.structure
+        )
+
+    def line_by_line(self) -> bool:
+        """要不要一行一行地写。"""
+        return self.form().given or self.candidates > 1 or self.max_copy > 0
+
+    def sampling(self, seed: int) -> generation.Sampling:
+        return generation.Sampling(
+            max_tokens=self.max_tokens,
+            min_tokens=self.min_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=seed,
+        )
 
 
 @dataclass
@@ -103,12 +171,15 @@ def main(argv: Sequence[str]) -> int:
     given = configuration.parse_flags(FLAGS, argv, "inference.py", DESCRIPTION)
     options = {flag.name: given.get(flag.name, flag.default) for flag in FLAGS}
     settings = Settings(**{flag.name: options[flag.name] for flag in SONG_FLAGS})
-    _check_text(settings.title, settings.singer, options["prompt"])
-    root = Path.cwd() if "checkpoint" in given else configuration.REPOSITORY
-    writer = load_writer(root / options["checkpoint"], options["device"], options["dtype"], options["stats"])
+    _check_text(*options.values())
+    settings.form()
+    places = {name: _rooted(options[name], name in given) for name in ("checkpoint", "copy_index")}
+    writer = load_writer(places["checkpoint"], options["device"], options["dtype"], options["stats"])
+    writer.open_copies(places["copy_index"], required=bool(settings.max_copy or options["check_copy"]))
+    writer.check_copy = options["check_copy"]
     try:
         terminal = sys.stdin is not None and sys.stdin.isatty()
-        if options["prompt"] or settings.title or settings.singer:
+        if options["prompt"] or any(options[name] is not None for name in WRITES_FROM_NOTHING):
             print_songs(writer, options["prompt"] or "", settings)
         elif terminal:
             Conversation(writer, settings).run()
@@ -124,6 +195,11 @@ def main(argv: Sequence[str]) -> int:
     except BrokenPipeError:  # 读我们输出的程序先走了，例如 head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _rooted(path: Path, typed: bool) -> Path:
+    """命令行上的相对路径从当前文件夹算起，默认的从仓库算起。"""
+    return (Path.cwd() if typed else configuration.REPOSITORY) / path
 
 
 def fastest_dtype(device: torch.device) -> str:
@@ -201,14 +277,135 @@ class Writer:
 
     def __init__(self, model, tokenizer, stats: Stats | None = None) -> None:
         self.model, self.tokenizer, self.stats = model, tokenizer, stats
+        self.copies: CopyIndex | None = None
+        self.check_copy = False
         self.songs: list[Song] = []  # 最近写的；中途停下时是已写的部分
+
+    @functools.cached_property
+    def vocabulary(self) -> lyrics.Vocabulary:
+        return lyrics.Vocabulary(self.tokenizer.token_bytes, self.tokenizer.newline_id, self.tokenizer.eos_id)
+
+    def open_copies(self, folder: Path, required: bool) -> None:
+        """读语料的索引。
+
+        Raises:
+            UserError: 需要而没有，或是别的语料的。
+        """
+        self.copies = CopyIndex.load(folder, self.tokenizer.fingerprint)
+        if required and self.copies is None:
+            raise UserError(
+                f"没有这个模型的语料索引：{folder}\n请先运行 python evaluate.py --only index --checkpoint 检查点"
+            )
+
+    def start(self, prompt: str, settings: Settings) -> list[Song]:
+        tokens = self.tokenizer.song(prompt, settings.title or "", settings.singer or "")
+        return [Song(list(tokens), prompt, StreamingDecoder(self.tokenizer)) for _ in range(settings.num_samples)]
 
     def write(self, prompt: str, settings: Settings, seed: int, show: Callable[[str], None]) -> list[Song]:
         """从 prompt 写 num_samples 首；只写一首时，show 随写随收文字（不含 prompt）。"""
-        tokens = self.tokenizer.song(prompt, settings.title or "", settings.singer or "")
-        self.songs = [Song(list(tokens), prompt, StreamingDecoder(self.tokenizer)) for _ in range(settings.num_samples)]
-        self._continue(self.songs, settings, seed, show)
+        self.songs = self.start(prompt, settings)
+        if not settings.line_by_line():
+            self._continue(self.songs, settings, seed, show)
+            return self.songs
+        if self.stats is not None:
+            self.stats.start()
+        for number, song in enumerate(self.songs):
+            self.compose(song, settings, (seed + number) % 2**31, show if len(self.songs) == 1 else lambda text: None)
         return self.songs
+
+    def composer(self, tokens: Sequence[int], settings: Settings, seed: int) -> generation.Composer:
+        """前文是 tokens 的 Composer。"""
+        tokenizer = self.tokenizer
+        return generation.Composer(
+            self.model,
+            tokens,
+            settings.sampling(seed),
+            ends=[tokenizer.newline_id, tokenizer.eos_id],
+            banned_ids=tokenizer.never_written,
+            unpunished_ids=[tokenizer.newline_id],
+            candidates=settings.candidates,
+        )
+
+    def plan(
+        self, form: lyrics.Form, settings: Settings, prompt: str = "", fixed: dict[int, str] | None = None
+    ) -> SongPlan:
+        return SongPlan(
+            form, self.vocabulary, self.tokenizer.encode, prompt, self.copies, settings.max_copy, fixed or {}
+        )
+
+    def compose(
+        self,
+        song: Song,
+        settings: Settings,
+        seed: int,
+        show: Callable[[str], None],
+        form: lyrics.Form | None = None,
+        fixed: dict[int, str] | None = None,
+    ) -> None:
+        """照句式接着 song 的开头，一行一行地写。
+
+        Raises:
+            LyricsError: 句式与开头或词表不合，或有一行写不出来。
+        """
+        form = form or settings.form()
+        plan = self.plan(form, settings, song.text, fixed)
+        counted = 0
+        for text in plan.write(
+            self.composer(song.tokens, settings, seed), settings.max_tokens if form.lines is None else None
+        ):
+            song.text += text
+            show(text)
+            if self.stats is not None:
+                self.stats.count(plan.tokens - counted)
+                counted = plan.tokens
+        song.tokens = self.tokenizer.song(song.text, settings.title or "", settings.singer or "")
+        song.decoder = StreamingDecoder(self.tokenizer)
+        song.ended = plan.ended
+
+    def rewritings(self, text: str, number: int, settings: Settings, seed: int) -> list[str]:
+        """第 number 行（从 1 起）的另几种写法：同样的字数与韵，与前后的行接得上；好的在前。"""
+        lines = lyrics.lines_of(text)
+        index, old = number - 1, lines[number - 1]
+        plan = self.plan(lyrics.Form(), settings)
+        for line in lines[:index]:
+            plan.add(line)
+        rhyme, count = lyrics.rhyme_class(old), max(1, lyrics.sung_count(old))
+        rule = lyrics.LineRule(
+            count,
+            count,
+            frozenset({rhyme}) if rhyme else None,
+            (settings.acrostic or "")[index:number],
+            number == len(lines),
+        )
+        header = self.tokenizer.song(
+            "".join(line + "\n" for line in lines[:index]), settings.title or "", settings.singer or ""
+        )
+        composer = self.composer(header, settings, seed)
+        drafts = composer.drafts(lambda: plan.constraint(index, rule=rule), REWRITING_DRAFTS, rule.longest)
+        after = lines[number:]
+        used = {lyrics.normalise(line) for line in lines}
+        sung_after = lyrics.normalise("".join(after))[: settings.max_copy]
+        options: dict[str, generation.Draft] = {}
+        for draft in drafts:
+            sung = lyrics.normalise(draft.constraint.text)
+            if sung not in used and not plan.copied(sung + sung_after, len(sung_after)):
+                options.setdefault(draft.constraint.text, draft)
+        if not options:
+            return []
+        following = self.tokenizer.encode("\n".join(after[:FOLLOWING_LINES])) if after else []
+        scores = composer.score([[*draft.tokens, *following] for draft in options.values()])
+        return [text for _, text in sorted(zip(scores, options, strict=True), reverse=True)][:REWRITINGS]
+
+    def copied_lines(self, text: str) -> Iterable[str]:
+        """逐行：与语料最长的相同处，出自哪一首。"""
+        for number, line in enumerate(lyrics.lines_of(text), 1):
+            sung = lyrics.normalise(line)
+            span = self.copies.longest(sung)
+            if span.length:
+                same = sung[span.start : span.start + span.length]
+                yield f"第 {number} 行 {span.length} 字相同：「{same}」，{self.copies.label(span.song)}"
+            else:
+                yield f"第 {number} 行没有相同的字"
 
     def extend(self, song: Song, settings: Settings, seed: int, show: Callable[[str], None]) -> None:
         """接着写一首；已收尾的另起一行。"""
@@ -222,22 +419,13 @@ class Writer:
         self._continue(self.songs, settings, seed, show)
 
     def _continue(self, songs: list[Song], settings: Settings, seed: int, show: Callable[[str], None]) -> None:
-        sampling = generation.Sampling(
-            max_tokens=settings.max_tokens,
-            min_tokens=settings.min_tokens,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-            repetition_penalty=settings.repetition_penalty,
-            seed=seed,
-        )
         before = [len(song.tokens) for song in songs]
         if self.stats is not None:
             self.stats.start()
         for step in generation.generate(
             self.model,
             list(songs[0].tokens),
-            sampling,
+            settings.sampling(seed),
             stop_id=self.tokenizer.eos_id,
             banned_ids=self.tokenizer.never_written,
             unpunished_ids=[self.tokenizer.newline_id],
@@ -254,7 +442,14 @@ class Writer:
         for song, length in zip(songs, before, strict=True):
             song.ended = len(song.tokens) - length < settings.max_tokens
 
-    def tell_stats(self) -> None:
+    def tell_more(self) -> None:
+        """写完之后，照要求说的：与语料的相同处、用时。"""
+        if self.check_copy:
+            for number, song in enumerate(self.songs, 1):
+                if len(self.songs) > 1:
+                    _tell(f"── 第 {number} 首 ──")
+                for line in self.copied_lines(song.text):
+                    _tell(line)
         if self.stats is not None:
             _tell(self.stats.line())
 
@@ -267,7 +462,7 @@ def print_songs(writer: Writer, prompt: str, settings: Settings) -> None:
         _show(prompt)
         writer.write(prompt, settings, seed, _show)
         print(flush=True)
-        writer.tell_stats()
+        writer.tell_more()
         return
     writer.write(prompt, settings, seed, _show)
     for number, song in enumerate(writer.songs, 1):
@@ -276,7 +471,7 @@ def print_songs(writer: Writer, prompt: str, settings: Settings) -> None:
         sys.stdout.flush()
         _tell(f"── 第 {number} 首 ──")
         print(song.text, flush=True)
-    writer.tell_stats()
+    writer.tell_more()
 
 
 # ---------------------------------------------------------------------------
@@ -286,6 +481,9 @@ def print_songs(writer: Writer, prompt: str, settings: Settings) -> None:
 HELP = """输入歌词的开头，回车开始写；Ctrl-C 停下这一首，Ctrl-D 离开。
   /again            用同样的开头另写一首
   /more             接着往下写
+  /rewrite 3        另给第 3 行五种写法（同样的字数与韵，与前后相接），选一种换上
+  /lock 1-4         留住这些行，/again 只重写其余；/lock none 放开
+  /rhymes 月        与这个字同韵的常用字
   /set              查看设置；/set temperature 0.8 改一项（none 表示不用）
   /save 文件        把刚写的歌词添到文件末尾
   /help             本说明
@@ -298,9 +496,13 @@ class Conversation:
     def __init__(self, writer: Writer, settings: Settings) -> None:
         self.writer, self.settings = writer, settings
         self.prompt: str | None = None
+        self.locked: set[int] = set()  # 留住的行，从 1 起
         self.commands = {
             "/again": self.again,
             "/more": self.more,
+            "/rewrite": self.rewrite,
+            "/lock": self.lock,
+            "/rhymes": self.rhymes,
             "/set": self.set,
             "/save": self.save,
             "/help": lambda _: _tell(HELP),
@@ -328,7 +530,7 @@ class Conversation:
                     print("\n\n".join(song.text for song in self.writer.songs))
                 print(flush=True)
                 _tell("（已停下；/more 接着写）")
-            except UserError as error:
+            except (UserError, LyricsError) as error:
                 _tell(str(error))
 
     def answer(self, line: str) -> None:
@@ -337,7 +539,7 @@ class Conversation:
             return
         if not line.startswith("/"):
             _check_text(line)
-            self.prompt = line
+            self.prompt, self.locked = line, set()
             self._write(self._seed())
             return
         name, _, argument = line.partition(" ")
@@ -351,15 +553,79 @@ class Conversation:
             raise UserError("还没有写过；先输入一个开头")
         if self.settings.seed is not None:  # 固定的种子也要换一首
             self.settings.seed = (self.settings.seed + self.settings.num_samples) % 2**31
-        self._write(self._seed())
+        if self.locked:
+            self._write_the_rest()
+        else:
+            self._write(self._seed())
 
-    def more(self, _: str) -> None:
+    def _write_the_rest(self) -> None:
+        """留住的行不动，其余重写，行数不变。"""
+        text = self._song().text
+        lines = lyrics.lines_of(text)
+        form = dataclasses.replace(self.settings.form(), lines=len(lines))
+        fixed = {number - 1: lines[number - 1] for number in self.locked}
+        prompt = "" if 0 in fixed else self.prompt
+        song = self.writer.start(prompt, dataclasses.replace(self.settings, num_samples=1))[0]
+        self.writer.songs = [song]
+        _show(prompt)
+        self.writer.compose(song, self.settings, self._seed(), _show, form, fixed)
+        print(flush=True)
+        self.writer.tell_more()
+
+    def rewrite(self, argument: str) -> None:
+        song = self._song()
+        lines = lyrics.lines_of(song.text)
+        number = _line_numbers(argument or "0", len(lines))
+        if len(number) != 1:
+            raise UserError("一次改一行，例如 /rewrite 3")
+        place = number.pop()
+        options = self.writer.rewritings(song.text, place, self.settings, self._seed())
+        if not options:
+            raise UserError(f"第 {place} 行没有写出别的，可再试一次或放宽 /set max_copy")
+        _tell(f"第 {place} 行原是：{lines[place - 1]}")
+        for choice, option in enumerate(options, 1):
+            _tell(f"  {choice}  {option}")
+        picked = _read_line("用第几种（回车不换）> ").strip()
+        if not picked:
+            return
+        if not picked.isdecimal() or not 1 <= int(picked) <= len(options):
+            raise UserError(f"没有第 {picked} 种，没有改动")
+        every = song.text.split("\n")
+        position = [index for index, line in enumerate(every) if line.strip()][place - 1]
+        every[position] = options[int(picked) - 1]
+        song.text = "\n".join(every)
+        song.tokens = self.writer.tokenizer.song(song.text, self.settings.title or "", self.settings.singer or "")
+        song.decoder = StreamingDecoder(self.writer.tokenizer)
+        print(song.text, flush=True)
+
+    def lock(self, argument: str) -> None:
+        lines = lyrics.lines_of(self._song().text)
+        if argument == "none":
+            self.locked = set()
+        elif argument:
+            self.locked |= _line_numbers(argument, len(lines))
+        shown = "、".join(map(str, sorted(self.locked)))
+        _tell(f"留住第 {shown} 行；/again 重写其余" if shown else "没有留住的行")
+
+    def rhymes(self, argument: str) -> None:
+        name = lyrics.rhyme_class(argument)
+        if name is None:
+            raise UserError("请给一个汉字，例如 /rhymes 月")
+        found = self.writer.vocabulary.rhyming(name)
+        _tell(f"{name}辙，常用的在前：\n{' '.join(found[:120])}")
+
+    def _song(self) -> Song:
+        """最近写的一首。"""
         if not self.writer.songs:
             raise UserError("还没有写过；先输入一个开头")
-        song = self.writer.songs[-1]
+        return self.writer.songs[-1]
+
+    def more(self, _: str) -> None:
+        song = self._song()
+        self.locked = set()
         self.writer.extend(song, self.settings, self._seed(), _show)
         print(flush=True)
-        self.writer.tell_stats()
+        self.writer.tell_more()
         self._tell_if_cut()
 
     def set(self, argument: str) -> None:
@@ -375,7 +641,11 @@ class Conversation:
             raise UserError(f"没有设置 {name}" + (f"，是否指 {near[0]}？" if near else "；/set 查看全部设置"))
         found = configuration.parse_flags([flags[name]], [f"--{name}={value.strip()}"], "inference.py", "")
         _check_text(found[name])
-        setattr(self.settings, name, found[name])
+        changed = dataclasses.replace(self.settings, **{name: found[name]})
+        changed.form()
+        if changed.max_copy and self.writer.copies is None:
+            raise UserError("没有这个模型的语料索引；请先运行 python evaluate.py --only index")
+        self.settings = changed
         _tell(f"{name} = {'none' if found[name] is None else found[name]}")
 
     def save(self, argument: str) -> None:
@@ -436,6 +706,19 @@ def _prompts_from_pipe() -> Iterable[str]:
             yield line.strip()
 
 
+def _line_numbers(text: str, count: int) -> set[int]:
+    """`1-4` 或 `1,3` → 行号，从 1 起。"""
+    numbers: set[int] = set()
+    for part in text.replace("，", ",").split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal():
+            raise UserError(f"行号应是 3、1-4 或 1,3 这样：{text}")
+        numbers |= set(range(int(first), int(last or first) + 1))
+    if not numbers or min(numbers) < 1 or max(numbers) > count:
+        raise UserError(f"这首有 {count} 行，没有第 {text} 行")
+    return numbers
+
+
 def _check_text(*texts: Any) -> None:
     """命令行或终端里编码有误的文字会带孤立代理项，分词器不收。"""
     for text in texts:
@@ -444,4 +727,4 @@ def _check_text(*texts: Any) -> None:
 
 
 if __name__ == "__main__":
-    configuration.run_script(main, UserError, CheckpointError, runtime.DeviceError)
+    configuration.run_script(main, UserError, CheckpointError, LyricsError, runtime.DeviceError)

@@ -71,6 +71,7 @@ class KVCache:
     def __init__(
         self, config: ModelConfig, batch_size: int, capacity: int, device: torch.device, dtype: torch.dtype
     ) -> None:
+        self.config = config
         shape = (config.n_layers, 2, batch_size, config.n_heads, capacity, config.head_dim)
         self._hold(torch.empty(shape, device=device, dtype=dtype))
         self.rope = rope_cos_sin(0, capacity, config.head_dim, config.rope_base, device)  # 一首歌只算一次
@@ -88,6 +89,13 @@ class KVCache:
     def keep_rows(self, rows: Tensor) -> None:
         """只留下批次中的这些行，写完的歌就此离开。"""
         self._hold(self.entries[:, :, rows])
+
+    def copy(self, rows: int, capacity: int) -> "KVCache":
+        """只有一行的缓存复制成 rows 行；capacity 不少于 length。"""
+        made = KVCache(self.config, rows, capacity, self.entries.device, self.entries.dtype)
+        made.entries[:, :, :, :, : self.length] = self.entries[:, :, :, :, : self.length]
+        made.length = self.length
+        return made
 
     def _hold(self, entries: Tensor) -> None:
         self.entries = entries  # (L, 2, B, H, capacity, D)
