@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 LONGEST_LINE = 24  # 有句式而没有给行长时，一行最多这么多字
-PUNCTUATION = frozenset(" ，。、；：！？…—·,.;:!?'")  # 有句式的行里许用的标点，不许两个连用：括号、引号多是戏里的科白
+CLOSING = frozenset("，。、；：！？…—,.;:!?")  # 有句式的行末可有一个；句中只许空格。括号、引号多是戏里的科白，不用
 MOST_TOKENS_PER_CHARACTER = 4  # 一个字至多四个字节词元
 COPY_INDEX_VERSION = 1  # 索引的内容或格式有变时加一，旧索引随之重建
 _CHARACTER = 4  # UTF-32 一个字的字节数
@@ -136,7 +136,7 @@ class LineRule:
         rhymes: 末字可以属于哪些辙，其中 None 指不以汉字收尾；整个为 None 表示不论。
         first: 第一个字；空为不论。
         ends_song: 这一行写完可以收尾（`</s>`）。
-        tidy: 只用 `PUNCTUATION` 里的标点，且不连用。
+        tidy: 句中只有字与单个空格，行末至多一个 `CLOSING` 里的标点。
     """
 
     least: int = 1
@@ -253,6 +253,9 @@ def _laid_out(sections: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
 # ---------------------------------------------------------------------------
 
 
+_TIDY = re.compile(rf" ?([^\W_]+ )*([^\W_]+)?[{''.join(CLOSING)}]?")
+
+
 class Vocabulary:
     """每个词元写出的文字在句式里算什么。
 
@@ -271,16 +274,18 @@ class Vocabulary:
         self.firsts = np.zeros(size, dtype=np.int32)  # 第一个字的码位
         self.unbreakable = np.zeros(size, dtype=bool)  # 行中不许出现：换行、控制词元、不成字的字节
         self.leads = np.zeros(size, dtype=bool)  # 多字节字的首字节
-        self.untidy = np.zeros(size, dtype=bool)  # 含 PUNCTUATION 之外的符号，或两个标点连用
-        self.opens_unsung = np.zeros(size, dtype=bool)  # 以标点或空格开头
+        self.untidy = np.zeros(size, dtype=bool)  # 不论接在哪里都不合 `LineRule.tidy`
+        self.closing = np.zeros(size, dtype=bool)  # 以行末的标点结尾
+        self.spaced = np.zeros((2, size), dtype=bool)  # 以空格开头、结尾
         for token, text in enumerate(self.texts):
             if text:
                 self.counts[token] = sung_count(text)
                 self.joins[token] = in_word(text[0])
                 self.firsts[token] = ord(text[0])
                 self.unbreakable[token] = text.splitlines() != [text]
-                self.untidy[token] = _untidy(text)
-                self.opens_unsung[token] = not text[0].isalnum()
+                self.untidy[token] = not _TIDY.fullmatch(text)
+                self.closing[token] = text[-1] in CLOSING
+                self.spaced[:, token] = text[0] == " ", text[-1] == " "
             else:
                 piece = self.bytes[token]
                 self.leads[token] = len(piece) == 1 and 0xC2 <= piece[0] <= 0xF4
@@ -324,12 +329,6 @@ class Vocabulary:
             raise LyricsError(f"这个模型的词表里没有属于{form.rhyme}辙的字")
 
 
-def _untidy(text: str) -> bool:
-    unsung = [not character.isalnum() for character in text]
-    strange = any(mark and character not in PUNCTUATION for mark, character in zip(unsung, text, strict=True))
-    return strange or any(first and second for first, second in zip(unsung, unsung[1:], strict=False))
-
-
 def _decoded(piece: bytes) -> str | None:
     try:
         return piece.decode("utf-8") or None
@@ -359,6 +358,7 @@ class LineConstraint:
     ) -> None:
         self.vocabulary, self.rule, self.text, self.copied = vocabulary, rule, start, copied
         self.count = sung_count(start)
+        self._given = len(start)
         self.pending = b""  # 没到齐的字节
         self.song_ended = False
         self._mask = vocabulary.unbreakable
@@ -372,21 +372,27 @@ class LineConstraint:
         added = vocabulary.counts - vocabulary.joins if after_word else vocabulary.counts
         total = self.count + added
         mask = vocabulary.unbreakable | (total > rule.most)
-        if rule.tidy:
-            mask |= vocabulary.untidy
-            if not self.text[-1:].isalnum():  # 行首，或刚写过一个标点
-                mask |= vocabulary.opens_unsung
         room = rule.most - self.count - (rule.rhymes is not None)
         mask |= vocabulary.leads & (room < 1)
+        last = total == rule.most
+        if rule.tidy:
+            last |= vocabulary.closing
+            mask |= vocabulary.untidy | vocabulary.closing & (total < rule.least)
+            mask |= vocabulary.spaced[0] & (not self.text[-1:].isalnum()) | vocabulary.spaced[1] & (total == rule.most)
         if rule.rhymes is not None:
             wanted = sum(_BITS[name] for name in rule.rhymes)
-            last = (total == rule.most) & (vocabulary.counts > 0)
-            mask |= last & (vocabulary.rhymes & wanted == 0)
+            mask |= last & (vocabulary.counts > 0) & (vocabulary.rhymes & wanted == 0)
         if rule.first and not self.text:
             mask |= vocabulary.firsts != ord(rule.first)
-        closed = not (rule.least <= self.count <= rule.most and self._in_rhyme(self.text))
-        mask[vocabulary.newline_id] = closed
-        mask[vocabulary.eos_id] = closed or not rule.ends_song
+        whole = rule.least <= self.count <= rule.most and self._in_rhyme(self.text)
+        if rule.tidy:
+            whole = whole and not self.text.endswith(" ")
+            if self.text[-1:] in CLOSING:
+                mask[:] = True
+            elif not whole or not self.text:
+                mask |= vocabulary.closing & (vocabulary.counts == 0)
+        mask[vocabulary.newline_id] = not whole
+        mask[vocabulary.eos_id] = not (whole and rule.ends_song)
         self._mask = mask
         return mask
 
@@ -400,9 +406,10 @@ class LineConstraint:
         if not text:
             return False
         whole = self.text + text
-        if text.splitlines() != [text] or (self.rule.tidy and _untidy(whole[-len(text) - 1 :])):
+        if text.splitlines() != [text] or (self.rule.tidy and not _TIDY.fullmatch(whole[self._given :])):
             return True
-        if sung_count(whole) == self.rule.most and not self._in_rhyme(whole):
+        last = sung_count(whole) == self.rule.most or (self.rule.tidy and text[-1] in CLOSING)
+        if last and not self._in_rhyme(whole):
             return True
         new = normalise(text)
         return bool(new) and self.copied(normalise(whole), len(new))
