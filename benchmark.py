@@ -25,6 +25,7 @@ import torch.nn.functional as F
 import config as configuration
 import data
 import generation
+import lyrics
 import model as model_module
 import runtime
 from config import Flag, UserError
@@ -45,6 +46,8 @@ FLAGS = [
 PROMPT_TOKENS = 8
 PREFILL_TOKENS = 512
 TRAINING_STEPS = 3  # 每轮训练几步
+FORM = 8, 7  # 句式：几行，每行几个字
+CANDIDATES = 8
 STRIDE = 10  # 每写这么多个词元，换到重算前文的一边测一次
 PEER = "transformers"
 SHAPES = {  # 训练：层数、头数、维度、每步几个序列、长度
@@ -93,6 +96,7 @@ def measure_writing(device: torch.device, options: dict[str, Any]) -> list[dict[
         row["of_bandwidth"] = statistics.median(row["ours"]) * weight_bytes / bandwidth
         results += [row, prefill(model, peer, rounds) | {"dtype": dtype, "peer_dtype": peer_dtype}]
         results.append(batch(model, options["songs"], min(tokens, 60), rounds) | {"dtype": dtype})
+        results += [row | {"dtype": dtype} for row in formed(model, rounds)]
         if dtype == dtypes[0]:
             results.append(cached_against_recomputed(model, tokens, rounds) | {"dtype": dtype})
     return results
@@ -227,6 +231,39 @@ def batch(model: GPT, songs: int, tokens: int, rounds: int) -> dict[str, Any]:
         "一首接一首",
     )
     return row | {"peer": [rate * 2 / songs for rate in row["peer"]]}
+
+
+def formed(model: GPT, rounds: int) -> list[dict[str, Any]]:
+    """守行长与韵式写一首，与自由写同样多的词元相比；每行几稿取一，与一稿相比。"""
+    prompt = prompt_ids(model, PROMPT_TOKENS)[0].tolist()
+    lines, characters = FORM
+    tokens = lines * (characters + 1)
+    vocabulary = single_characters(model.config.vocab_size)
+    form = lyrics.make_form(lines, str(characters), "auto", "AABA", "", None)
+    sampling = generation.Sampling(max_tokens=tokens)
+
+    def compose(candidates: int) -> None:
+        plan = lyrics.SongPlan(form, vocabulary, lambda text: [])
+        ends = [vocabulary.newline_id, vocabulary.eos_id]
+        list(plan.write(generation.Composer(model, prompt, sampling, ends, candidates=candidates)))
+
+    def freely() -> None:
+        for _ in generation.generate(model, prompt, sampling, stop_id=-1):
+            pass
+
+    name = f"守句式写 {lines} 行 × {characters} 字"
+    return [
+        alternate(name, tokens, rounds, lambda: compose(1), freely, "自由写"),
+        alternate(
+            f"{name}，每行 {CANDIDATES} 稿", tokens, rounds, lambda: compose(CANDIDATES), lambda: compose(1), "1 稿"
+        ),
+    ]
+
+
+def single_characters(vocab_size: int) -> lyrics.Vocabulary:
+    """只有单字的词表：随机权重的模型写出的每个词元都是一个字。"""
+    characters = [chr(0x4E00 + number).encode() for number in range(vocab_size - 2)]
+    return lyrics.Vocabulary([b"", b"\n", *characters], newline_id=1, eos_id=0)
 
 
 @torch.inference_mode()

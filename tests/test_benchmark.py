@@ -33,7 +33,13 @@ def test_the_table_holds_every_item_at_every_dtype(capsys, tmp_path):
     out = capsys.readouterr().out
     contents = json.loads((tmp_path / "b.json").read_text(encoding="utf-8"))
     found = [(row["name"], row["dtype"]) for row in contents["results"]]
-    each = ["写 12 个词元", "读 64 个词元的开头", "一批写 3 首"]
+    each = [
+        "写 12 个词元",
+        "读 64 个词元的开头",
+        "一批写 3 首",
+        "守句式写 8 行 × 7 字",
+        "守句式写 8 行 × 7 字，每行 8 稿",
+    ]
     assert set(found) == {(n, d) for n in each for d in ("fp32", "bf16", "int8")} | {("写 12 个词元，KV 缓存", "fp32")}
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")][2:]
     assert [(line[0], line[1]) for line in lines] == found
