@@ -575,10 +575,10 @@ class Conversation:
     def rewrite(self, argument: str) -> None:
         song = self._song()
         lines = lyrics.lines_of(song.text)
-        number = _line_numbers(argument or "0", len(lines))
-        if len(number) != 1:
+        numbers = _line_numbers(argument, len(lines)) if argument else set()
+        if len(numbers) != 1:
             raise UserError("一次改一行，例如 /rewrite 3")
-        place = number.pop()
+        place = numbers.pop()
         options = self.writer.rewritings(song.text, place, self.settings, self._seed())
         if not options:
             raise UserError(f"第 {place} 行没有写出别的，可再试一次或放宽 /set max_copy")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import benchmark
 import config
 import inference
 
@@ -81,11 +82,11 @@ def test_links_and_files_exist():
 
 def test_commands_use_real_flags():
     """代码块里每条命令的参数都存在。"""
-    known = {f"--{flag.name}" for flag in [*inference.FLAGS, *config.flags()]}
+    scripts = {"train": config.flags(), "inference": inference.FLAGS, "benchmark": benchmark.FLAGS}
     for block in re.findall(r"```bash\n(.*?)```", README, re.S):
-        for line in block.splitlines():
-            if ".py" in line:
-                assert set(re.findall(r"--[a-z_]+", line.partition(".py")[2])) <= known, line
+        for name, arguments in re.findall(r"(\w+)\.py([^|&;#\n]*)", block):
+            known = {f"--{flag.name}" for flag in scripts[name]}
+            assert set(re.findall(r"--[a-z_]+", arguments)) <= known, arguments
 
 
 def test_faults_name_real_tests():
