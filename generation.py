@@ -294,7 +294,7 @@ class Composer:
         self._punishable = ~_mask(unpunished_ids, vocab_size, device)
         self._generator = torch.Generator().manual_seed(sampling.seed)
         with torch.inference_mode():
-            self._context = _Context(model, prompt, 1, 0)
+            self._context = _Context(model, prompt, 1, model.config.max_seq_len)
             self._logits = self._context.start()  # (1, V)
 
     @torch.inference_mode()
@@ -368,7 +368,8 @@ class Composer:
     def _drafts(self, constraint: Callable[[], Constraint], count: int, longest: int) -> tuple[list[Draft], _Context]:
         drafts = [Draft(constraint()) for _ in range(count)]
         going = list(drafts)  # 还在写的，与批次的行一一对应
-        context = self._context.branch(count, longest)
+        room = longest if count > 1 else self._context.limit  # 只有一稿时，它的缓存会接着用下去
+        context = self._context.branch(count, room)
         logits = self._logits.expand(count, -1)
         while True:
             chosen = self._draw(logits, context, going)

@@ -349,18 +349,22 @@ class Writer:
         """
         form = form or settings.form()
         plan = self.plan(form, settings, song.text, fixed)
-        counted = 0
-        for text in plan.write(
-            self.composer(song.tokens, settings, seed), settings.max_tokens if form.lines is None else None
-        ):
-            song.text += text
-            show(text)
-            if self.stats is not None:
-                self.stats.count(plan.tokens - counted)
-                counted = plan.tokens
-        song.tokens = self.tokenizer.song(song.text, settings.title or "", settings.singer or "")
-        song.decoder = StreamingDecoder(self.tokenizer)
-        song.ended = plan.ended
+        counted, limit = 0, settings.max_tokens if form.lines is None else None
+        try:
+            for text in plan.write(self.composer(song.tokens, settings, seed), limit):
+                song.text += text
+                show(text)
+                if self.stats is not None:
+                    self.stats.count(plan.tokens - counted)
+                    counted = plan.tokens
+        finally:  # 中途停下的也能接着写
+            self.replace_text(song, song.text, settings)
+            song.ended = plan.ended
+
+    def replace_text(self, song: Song, text: str, settings: Settings) -> None:
+        """这首歌换成 text，词元随之重来。"""
+        song.text, song.decoder = text, StreamingDecoder(self.tokenizer)
+        song.tokens = self.tokenizer.song(text, settings.title or "", settings.singer or "")
 
     def rewritings(self, text: str, number: int, settings: Settings, seed: int) -> list[str]:
         """第 number 行（从 1 起）的另几种写法：同样的字数与韵，与前后的行接得上；好的在前。"""
@@ -593,9 +597,7 @@ class Conversation:
         every = song.text.split("\n")
         position = [index for index, line in enumerate(every) if line.strip()][place - 1]
         every[position] = options[int(picked) - 1]
-        song.text = "\n".join(every)
-        song.tokens = self.writer.tokenizer.song(song.text, self.settings.title or "", self.settings.singer or "")
-        song.decoder = StreamingDecoder(self.writer.tokenizer)
+        self.writer.replace_text(song, "\n".join(every), self.settings)
         print(song.text, flush=True)
 
     def lock(self, argument: str) -> None:
