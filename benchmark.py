@@ -124,56 +124,13 @@ def as_neox(model: GPT) -> Any:
     """同样权重的 transformers GPT-NeoX：顺序残差、rotary_pct=1、erf GELU、共用输出层。"""
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-    c = model.config
-    neox = GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            vocab_size=c.vocab_size,
-            hidden_size=c.n_embed,
-            num_hidden_layers=c.n_layers,
-            num_attention_heads=c.n_heads,
-            intermediate_size=4 * c.n_embed,
-            hidden_act="gelu",
-            rotary_pct=1.0,
-            rotary_emb_base=c.rope_base,
-            max_position_embeddings=c.max_seq_len,
-            layer_norm_eps=c.layer_norm_eps,
-            tie_word_embeddings=True,
-            use_parallel_residual=False,
-            attention_bias=True,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    ).eval()
-    missing, unexpected = neox.load_state_dict(neox_state(model), strict=False)
+    neox = GPTNeoXForCausalLM(GPTNeoXConfig(**model_module.neox_config(model.config))).eval()
+    missing, unexpected = neox.load_state_dict(model_module.neox_state(model), strict=False)
     head = {"embed_out.weight", "lm_head.weight"}  # 各版本的叫法；与词嵌入共用
     if not set(missing) <= head or not set(unexpected) <= head:
         raise RuntimeError(f"权重名与 GPT-NeoX 的不符：缺 {missing}，多 {unexpected}")
     neox.tie_weights()
     return neox
-
-
-def neox_state(model: GPT) -> dict[str, torch.Tensor]:
-    """GPT-NeoX 的权重名与排列：那里每个头各含 [q|k|v]，我们是 [q|k|v] 各含全部的头。"""
-    c = model.config
-
-    def by_head(qkv: torch.Tensor) -> torch.Tensor:
-        parts = qkv.view(3, c.n_heads, c.head_dim, *qkv.shape[1:])
-        return parts.transpose(0, 1).reshape(qkv.shape)
-
-    state = {"gpt_neox.embed_in.weight": model.embedding.weight, "embed_out.weight": model.embedding.weight}
-    for kind in ("weight", "bias"):
-        state[f"gpt_neox.final_layer_norm.{kind}"] = getattr(model.norm, kind)
-        for number, block in enumerate(model.blocks):
-            layer = {
-                "input_layernorm": getattr(block.norm_1, kind),
-                "post_attention_layernorm": getattr(block.norm_2, kind),
-                "attention.query_key_value": by_head(getattr(block.attention.qkv, kind)),
-                "attention.dense": getattr(block.attention.proj, kind),
-                "mlp.dense_h_to_4h": getattr(block.feed_forward.fc, kind),
-                "mlp.dense_4h_to_h": getattr(block.feed_forward.proj, kind),
-            }
-            state.update({f"gpt_neox.layers.{number}.{name}.{kind}": value for name, value in layer.items()})
-    return {name: value.detach().clone() for name, value in state.items()}
 
 
 def memory_bandwidth(device: torch.device) -> float:

@@ -61,6 +61,7 @@ MODEL_KEYS: dict[str, Callable[[Any], bool]] = {
     "iter": _is_count,
     "val_loss": _is_loss,
     "val_bpc": _is_loss,
+    "data": _is_numbers,
 }
 SCALER_KEYS = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 RESUME_KEYS: dict[str, Callable[[Any], bool]] = {
@@ -151,6 +152,7 @@ def load(path: Path, for_resume: bool = False) -> dict[str, Any]:
     keys = MODEL_KEYS | (RESUME_KEYS if for_resume else {})
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         raise CheckpointError(f"不是本仓库的检查点（或版本不同）：{path}")
+    contents.setdefault("data", {})  # 早先的检查点没有
     wrong = [key for key, accepts in keys.items() if key not in contents or not accepts(contents[key])]
     if wrong:
         raise CheckpointError(f"检查点 {path} 缺少 {'、'.join(wrong)}，或其内容不对")
@@ -187,8 +189,14 @@ def model_contents(
     iteration: int,
     val_loss: float | None,
     val_bpc: float | None,
+    data: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """推理所需的全部内容。iteration: 已完成的优化步数。"""
+    """推理所需的全部内容。
+
+    Args:
+        iteration: 已完成的优化步数。
+        data: 语料的统计：歌数、字数、词元数……
+    """
     return {
         "format": FORMAT,
         "model": model.state_dict(),
@@ -198,6 +206,7 @@ def model_contents(
         "iter": iteration,
         "val_loss": val_loss,
         "val_bpc": val_bpc,
+        "data": dict(data or {}),
     }
 
 

@@ -54,6 +54,7 @@ LOG_INTERVAL = 10  # 每多少步记一行日志
 SAVE_INTERVAL = 200  # 每多少步保存 latest.pt
 CHECKPOINT_DIR = "checkpoints"  # 检查点文件夹
 RESUME = True  # 有 latest.pt 就接着训练；false：旧结果移入 archive-…/，从头开始
+INIT_FROM = None  # 从这个检查点的权重与分词器开始微调（架构随它）；none 表示从头训练
 ALLOW_NEW_CORPUS = False  # 接着训练时允许语料与检查点不同（沿用检查点的分词器）
 GENERATE_PROMPT = "今夜我"  # 评估时试写歌词的开头
 GENERATE_TOKENS = 120  # 评估时试写的最多词元数
@@ -168,6 +169,7 @@ RULES = {
     "SAVE_INTERVAL": whole(1),
     "CHECKPOINT_DIR": path(),
     "RESUME": BOOLEAN,
+    "INIT_FROM": path(optional=True),
     "ALLOW_NEW_CORPUS": BOOLEAN,
     "GENERATE_PROMPT": text(),
     "GENERATE_TOKENS": whole(1),

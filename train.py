@@ -5,6 +5,7 @@
 """
 
 import contextlib
+import dataclasses
 import errno
 import itertools
 import math
@@ -65,25 +66,26 @@ def train(config: Any, processes: Processes, display: Display, stop: StopSignals
 
     with contextlib.ExitStack() as held:
         # 2. 接着训练，还是从头开始
-        def look_around() -> dict[str, Any] | None:
+        def look_around() -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
             refuse_idle_processes(config, processes)
             require_writable_folders(config)
             held.enter_context(checkpoint.exclusive(config.checkpoint_dir))
             return find_previous_run(config)
 
-        previous = processes.from_main(look_around)
+        previous, initial = processes.from_main(look_around)
+        config = with_architecture_of(previous or initial, config)
         if previous is not None and previous["iter"] >= config.train_iters and not previous["evaluation_due"]:
             announce_finished(previous, config, display)
             return 0
 
         # 3. 语料：清洗、分词、缓存
-        corpus = prepare_corpus(config, processes, previous, display)
+        corpus = prepare_corpus(config, processes, previous or initial, display)
         if previous is None and processes.is_main:
             archive_earlier_run(config, display)
 
         # 4. 模型、优化器
-        trainer = Trainer(config, environment, corpus, previous, display)
-        del previous  # 大模型的检查点有一个多 GB，不必一直占着内存
+        trainer = Trainer(config, environment, corpus, previous, display, initial)
+        del previous, initial  # 大模型的检查点有一个多 GB，不必一直占着内存
 
         # 5. 训练循环
         signal_number = trainer.run(stop)
@@ -138,21 +140,37 @@ def prepare_corpus(config: Any, processes: Processes, previous: dict[str, Any] |
 # ---------------------------------------------------------------------------
 
 
-def find_previous_run(config: Any) -> dict[str, Any] | None:
-    """可以接着训练的 latest.pt；没有，或不想接着训练，则返回 None。
+def find_previous_run(config: Any) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """（可以接着训练的 latest.pt，INIT_FROM 的检查点）：至多有一个，从头训练时都是 None。
 
     Raises:
         UserError: latest.pt 损坏，或它的架构、分词器、语料与现在的设置不同。
+        CheckpointError: INIT_FROM 的检查点不存在或损坏。
     """
     latest = config.checkpoint_dir / LATEST
     if not config.resume or not latest.exists():
-        return None
+        initial = checkpoint.load(config.init_from) if config.init_from is not None else None
+        if initial is not None:
+            checkpoint.restore(initial, config.init_from)  # 不合用的现在就说，不等语料备好
+        return None, initial
     try:
         previous = checkpoint.load(latest, for_resume=True)
     except CheckpointError as error:
         raise UserError(f"{error}\n请恢复它的备份；或用 --resume false 把它归档并从头训练") from None
-    refuse_if_different(previous, config)
-    return previous
+    refuse_if_different(previous, with_architecture_of(previous, config))
+    return previous, None
+
+
+ARCHITECTURE = ("n_layers", "n_heads", "n_embed", "max_seq_len")
+
+
+def with_architecture_of(contents: dict[str, Any] | None, config: Any) -> Any:
+    """微调时架构与词表随检查点，不论现在的设置。"""
+    if config.init_from is None or contents is None:
+        return config
+    model_config = contents["model_config"]
+    vocab_size = contents["config"].get("bpe_vocab_size", config.bpe_vocab_size)
+    return dataclasses.replace(config, **{name: model_config[name] for name in ARCHITECTURE}, bpe_vocab_size=vocab_size)
 
 
 def archive_earlier_run(config: Any, display: Display) -> None:
@@ -183,11 +201,11 @@ def require_writable_folders(config: Any) -> None:
 
 def refuse_if_different(previous: dict[str, Any], config: Any) -> None:
     """架构、词表、优化器或语料与检查点不同时拒绝开始，列出差别和出路。"""
-    settings = ("n_layers", "n_heads", "n_embed", "max_seq_len", "bpe_vocab_size", "optimizer")
+    now = configuration.as_plain_dict(config)
     differences = [
-        f"  {name.upper()}：检查点 {previous['config'].get(name)}，现在 {getattr(config, name)}"
-        for name in settings
-        if previous["config"].get(name) != getattr(config, name)
+        f"  {name.upper()}：检查点 {previous['config'].get(name)}，现在 {now[name]}"
+        for name in (*ARCHITECTURE, "bpe_vocab_size", "optimizer", "init_from")
+        if previous["config"].get(name) != now[name]
     ]
     ways = ["  改回原来的设置", "  --resume false：旧结果移入 archive-…/，从头训练"]
     if previous["corpus"] != data.corpus_fingerprint(config.lyrics_dir, config.val_fraction):
@@ -230,6 +248,7 @@ class Trainer:
         corpus: data.Corpus,
         previous: dict[str, Any] | None,
         display: Display,
+        initial: dict[str, Any] | None = None,
     ) -> None:
         self.config, self.environment, self.corpus, self.display = config, environment, corpus, display
         self.processes, self.tokenizer = environment.processes, corpus.tokenizer
@@ -242,7 +261,7 @@ class Trainer:
         self.best_val_bpc: float | None = None
         self.seed = config.seed
         self.run_id = secrets.token_hex(8)
-        self.model = self._build_model(previous)
+        self.model = self._build_model(previous, initial)
         self.optimizers = build_optimizers(
             config.optimizer, self.model, config.learning_rate, config.muon_learning_rate, config.weight_decay
         )
@@ -262,10 +281,13 @@ class Trainer:
         self.speed = Speedometer(self)
         self.tracker = Tracker(None, None)
 
-    def _build_model(self, previous: dict[str, Any] | None) -> GPT:
+    def _build_model(self, previous: dict[str, Any] | None, initial: dict[str, Any] | None) -> GPT:
         config = self.config
         if previous is not None:
             model, _ = checkpoint.restore(previous, config.checkpoint_dir / LATEST, config.dropout)
+        elif initial is not None:
+            model, _ = checkpoint.restore(initial, config.init_from, config.dropout)
+            self.display.line(f"微调：权重、架构与分词器取自 {config.init_from}（第 {initial['iter']} 步）")
         else:
             model = GPT(
                 ModelConfig(
@@ -641,7 +663,9 @@ class Trainer:
 
     def _model_contents(self) -> dict[str, Any]:
         plain = configuration.as_plain_dict(self.config)
-        return checkpoint.model_contents(self.model, self.tokenizer, plain, self.iteration, self.val_loss, self.val_bpc)
+        statistics = {name: value for name, value in self.corpus.report.items() if type(value) in (int, float)}
+        losses = self.val_loss, self.val_bpc
+        return checkpoint.model_contents(self.model, self.tokenizer, plain, self.iteration, *losses, statistics)
 
     def save_latest(self, ending: bool = False) -> None:
         """存 latest.pt。写不进去时说一句，训练继续，到下一个保存点再试。

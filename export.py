@@ -1,0 +1,374 @@
+"""交给别的程序：`python export.py --out 文件夹`。
+
+- `--format hf`：一个文件夹，transformers 的 `AutoModelForCausalLM`、`AutoTokenizer` 直接载入，不需要我们的代码。
+- `--format gguf`：一个文件，llama.cpp 与 ollama 载入。
+
+架构就是顺序残差的 GPT-NeoX；分词器是 sentencepiece BPE 照样搬过去。只有两处不同：别处把用户写的
+`<lyric>` 之类认作控制词元，把 U+2581（▁）当作空格。
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import torch
+
+import checkpoint
+import config as configuration
+import generation
+import model as model_module
+from checkpoint import BEST, CheckpointError
+from config import Flag, UserError
+from model import GPT, WRITING_DTYPES
+from tokenizer import CONTROL_SYMBOLS, Tokenizer
+
+DESCRIPTION = "把检查点写成 transformers 的文件夹，或 llama.cpp 的 GGUF 文件。"
+FLAGS = [
+    Flag("checkpoint", Path(configuration.CHECKPOINT_DIR) / BEST, configuration.path(), "检查点"),
+    Flag("out", None, configuration.path(), "写到哪里：hf 是文件夹，gguf 是文件"),
+    Flag("format", "hf", configuration.one_of("hf", "gguf"), "hf：transformers 的文件夹；gguf：llama.cpp 的文件"),
+    Flag(
+        "dtype",
+        None,
+        configuration.one_of("fp32", "bf16", "fp16", "q8_0"),
+        "权重的精度；hf 默认 fp32，gguf 默认 fp16；q8_0 只用于 gguf",
+    ),
+    Flag("force", False, configuration.BOOLEAN, "换掉已有的文件或文件夹"),
+]
+PACKAGES = {"hf": ("transformers", "safetensors"), "gguf": ("gguf",)}
+SAMPLE_PROMPT = "今夜我"
+SAMPLE_TOKENS = 100
+
+
+def main(argv: Sequence[str]) -> int:
+    argv = [f"{argument}=true" if argument == "--force" else argument for argument in argv]
+    given = configuration.parse_flags(FLAGS, argv, "export.py", DESCRIPTION)
+    options = {flag.name: given.get(flag.name, flag.default) for flag in FLAGS}
+    kind, out = options["format"], options["out"]
+    dtype = options["dtype"] or {"hf": "fp32", "gguf": "fp16"}[kind]
+    refuse(kind, dtype, out, options["force"])
+    root = Path.cwd() if "checkpoint" in given else configuration.REPOSITORY
+    path = root / options["checkpoint"]
+    contents = checkpoint.load(path)
+    model, tokenizer = checkpoint.restore(contents, path)
+    model.eval().requires_grad_(False)
+    write = write_hf if kind == "hf" else write_gguf
+    try:
+        put_in_place(out, lambda temporary: write(temporary, model, tokenizer, contents, dtype))
+    except OSError as error:
+        raise UserError(f"写不进 {out}：{error.strerror or error}") from None
+    print(f"已写好 {out}（{kind}，{dtype}，第 {contents['iter']} 步）")
+    return 0
+
+
+def refuse(kind: str, dtype: str, out: Path | None, force: bool) -> None:
+    """不必读检查点就知道做不成的，先说。
+
+    Raises:
+        UserError: 没有 --out，精度与格式不合，缺少软件包，或会盖掉已有的东西。
+    """
+    if out is None:
+        raise UserError("请用 --out 写明位置，例如 --out lyrics-hf")
+    if kind == "hf" and dtype == "q8_0":
+        raise UserError("--dtype q8_0 只用于 --format gguf")
+    missing = [name for name in PACKAGES[kind] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"缺少 {'、'.join(missing)}：pip install -r requirements-export.txt")
+    if kind == "hf" and out.is_file() or kind == "gguf" and out.is_dir():
+        raise UserError(f"--out {out}：{'hf 要文件夹，这是文件' if kind == 'hf' else 'gguf 要文件，这是文件夹'}")
+    taken = out.is_file() or (out.is_dir() and any(out.iterdir()))
+    if taken and not force:
+        raise UserError(f"{out} 已存在；加 --force 换掉它，或换一个 --out")
+    if kind == "hf" and force and taken and not (out / "config.json").is_file():
+        raise UserError(f"{out} 不像是以前导出的文件夹（没有 config.json），没有动它；请换一个 --out")
+
+
+def put_in_place(out: Path, write: Callable[[Path], None]) -> None:
+    """先写在旁边，写完才换上：中途停下不留下半个。"""
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        temporary = Path(folder) / out.name
+        write(temporary)
+        if out.is_dir():
+            shutil.rmtree(out)
+        temporary.replace(out)
+
+
+# ---------------------------------------------------------------------------
+# transformers
+# ---------------------------------------------------------------------------
+
+
+def write_hf(folder: Path, model: GPT, tokenizer: Tokenizer, contents: dict[str, Any], dtype: str) -> None:
+    """config.json、model.safetensors、分词器、generation_config.json 与模型卡。"""
+    from transformers import GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    neox = GPTNeoXForCausalLM(GPTNeoXConfig(**model_module.neox_config(model.config) | special))
+    neox.load_state_dict(model_module.neox_state(model), strict=False)
+    neox.tie_weights()
+    neox.generation_config = GenerationConfig(
+        **special,
+        pad_token_id=tokenizer.eos_id,
+        do_sample=True,
+        top_p=generation.Sampling.top_p,
+        top_k=0,
+        max_new_tokens=generation.Sampling.max_tokens,
+        suppress_tokens=tokenizer.never_written,
+    )
+    neox.to(WRITING_DTYPES[dtype]).save_pretrained(folder)
+    hf_tokenizer(tokenizer, model.config.max_seq_len).save_pretrained(folder)
+    # 4.x 版的 transformers 认这几个旧名称；缺了 rotary_pct，它会不声不响地只转四分之一的维
+    rotary = {"rotary_pct": 1.0, "rotary_emb_base": model.config.rope_base}
+    change_json(folder / "config.json", lambda entries: entries | rotary)
+    change_json(folder / "tokenizer_config.json", with_old_names)
+    (folder / "model.safetensors").chmod(0o666 & ~current_umask())  # 否则别的用户读不了
+    (folder / "README.md").write_text(model_card(model, tokenizer, contents), encoding="utf-8")
+
+
+def hf_tokenizer(tokenizer: Tokenizer, max_length: int) -> Any:
+    """同样切分的 `PreTrainedTokenizerFast`。
+
+    sentencepiece 的 BPE 每次合并分数最高的一对相邻词元，合并的结果在词表里就算一对；所以每个词元的
+    每种两分都是一条规则，按编号（即分数）排列。
+    """
+    import tokenizers
+    from tokenizers import AddedToken, decoders, models, normalizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
+    vocab = {processor.id_to_piece(index): index for index in range(tokenizer.vocab_size)}
+    added = {tokenizer.newline_id: AddedToken("\n", normalized=False, special=False)}
+    controls = [tokenizer.bos_id, tokenizer.eos_id, tokenizer.title_id, tokenizer.singer_id, tokenizer.lyric_id]
+    added |= {index: AddedToken(processor.id_to_piece(index), normalized=False, special=True) for index in controls}
+    plain = [
+        piece
+        for piece, index in vocab.items()
+        if not (index in added or index == tokenizer.unk_id or processor.is_byte(index))
+    ]
+    known = set(plain)
+    merges = [
+        (piece[:cut], piece[cut:])
+        for piece in sorted(plain, key=vocab.get)
+        for cut in range(1, len(piece))
+        if piece[:cut] in known and piece[cut:] in known
+    ]
+    unknown = processor.id_to_piece(tokenizer.unk_id)
+    fast = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token=unknown, fuse_unk=False, byte_fallback=True))
+    fast.normalizer = normalizers.Replace(" ", "\u2581")
+    fast.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    fast.add_tokens([added[index] for index in sorted(added)])
+    begin, lyric = processor.id_to_piece(tokenizer.bos_id), processor.id_to_piece(tokenizer.lyric_id)
+    fast.post_processor = processors.TemplateProcessing(
+        single=f"{begin} {lyric} $A", special_tokens=[(begin, tokenizer.bos_id), (lyric, tokenizer.lyric_id)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=fast,
+        bos_token=begin,
+        eos_token=processor.id_to_piece(tokenizer.eos_id),
+        pad_token=processor.id_to_piece(tokenizer.eos_id),
+        unk_token=unknown,
+        additional_special_tokens=[processor.id_to_piece(index) for index in controls[2:]],
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def with_old_names(entries: dict[str, Any]) -> dict[str, Any]:
+    """tokenizer_config.json 换成 4.x 与 5.x 都认的写法。"""
+    entries = {name: value for name, value in entries.items() if name not in ("backend", "extra_special_tokens")}
+    return entries | {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "additional_special_tokens": list(CONTROL_SYMBOLS),
+    }
+
+
+def change_json(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    entries = change(json.loads(path.read_text(encoding="utf-8")))
+    path.write_text(json.dumps(entries, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def model_card(model: GPT, tokenizer: Tokenizer, contents: dict[str, Any]) -> str:
+    """模型卡：检查点里知道的，都填上。"""
+    inside, embedding = model.parameter_counts()
+    c, statistics, trained = model.config, contents["data"], contents["config"]
+    loss = (
+        f"{contents['val_loss']:.3f}，{contents['val_bpc']:.3f} 比特/字"
+        if contents["val_bpc"] is not None
+        else "未记录"
+    )
+    corpus = "未记录"
+    if {"songs", "characters", "tokens"} <= set(statistics):
+        corpus = (
+            f"{statistics['songs']:,} 首，{statistics['characters']:,} 字，{statistics['tokens']:,} 词元；"
+            f"训练 {statistics.get('train_songs', 0):,} 首，留出 {statistics.get('val_songs', 0):,} 首"
+        )
+    batch = trained.get("batch_size")
+    steps = f"{contents['iter']} 步" + (f"，每步 {batch} × {trained.get('max_seq_len')} 词元" if batch else "")
+    return f"""---
+language: zh
+library_name: transformers
+pipeline_tag: text-generation
+tags: [lyrics, chinese, gpt-neox]
+license: other
+---
+
+# 中文歌词模型
+
+从零训练的中文歌词模型：{c.n_layers} 层 × {c.n_embed} 维 × {c.n_heads} 头，上下文 {c.max_seq_len} 词元；\
+参数 {inside / 1e6:.1f}M，另有词嵌入 {embedding / 1e6:.1f}M。结构是顺序残差的 GPT-NeoX。
+
+| | |
+| --- | --- |
+| 训练 | {steps} |
+| 留出的歌上的损失 | {loss} |
+| 语料 | {corpus} |
+| 词表 | {tokenizer.vocab_size:,}，sentencepiece BPE，带字节回退 |
+
+## 用法
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("这个文件夹")
+model = AutoModelForCausalLM.from_pretrained("这个文件夹")
+song = model.generate(**tokenizer("{SAMPLE_PROMPT}", return_tensors="pt"))
+print(tokenizer.decode(song[0], skip_special_tokens=True))
+```
+
+一首歌是 `<s> [<title>歌名] [<singer>歌手] <lyric>行\\n行\\n…</s>`。分词器自动在开头加上 `<s><lyric>`；\
+要写明歌名、歌手，用 `add_special_tokens=False` 并自己写全开头。用户写的 `<lyric>` 之类在这里会被认作控制词元，\
+U+2581（▁）会被当作空格，其余文字的切分与训练时完全相同。
+
+## 样例
+
+`{SAMPLE_PROMPT}` 起头（种子 0，默认的抽样设置）：
+
+```text
+{sample_song(model, tokenizer)}
+```
+
+## 许可
+
+权重由语料训练而来。语料里歌词的权利属于各自的作者与权利人，训练者没有也不能转让；\
+公开或商用之前，请自己确认语料的许可，并检查输出有没有照抄原句。
+"""
+
+
+def sample_song(model: GPT, tokenizer: Tokenizer) -> str:
+    sampling = generation.Sampling(max_tokens=SAMPLE_TOKENS, seed=0)
+    prompt = tokenizer.song(SAMPLE_PROMPT)
+    steps = generation.generate(model, prompt, sampling, tokenizer.eos_id, tokenizer.never_written)
+    return SAMPLE_PROMPT + tokenizer.decode([token for step in steps for _, token in step])
+
+
+# ---------------------------------------------------------------------------
+# llama.cpp
+# ---------------------------------------------------------------------------
+
+
+def write_gguf(path: Path, model: GPT, tokenizer: Tokenizer, contents: dict[str, Any], dtype: str) -> None:
+    """GPT-NeoX 的 GGUF。qkv 的排列与我们的相同（[q|k|v] 各含全部的头），输出层另存一份。
+
+    llama.cpp 的 GELU 用 tanh 近似，所以 logits 与我们的差千分之几。
+    """
+    import gguf
+
+    kinds = {
+        "fp32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
+        "fp16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
+        "bf16": (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+        "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+    }
+    kind, file_type = kinds[dtype]
+    c = model.config
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.GPTNEOX])
+    writer.add_name("中文歌词")
+    writer.add_description(f"第 {contents['iter']} 步")
+    writer.add_file_type(file_type)
+    writer.add_context_length(c.max_seq_len)
+    writer.add_embedding_length(c.n_embed)
+    writer.add_feed_forward_length(4 * c.n_embed)
+    writer.add_block_count(c.n_layers)
+    writer.add_head_count(c.n_heads)
+    writer.add_rope_dimension_count(c.head_dim)
+    writer.add_rope_freq_base(c.rope_base)
+    writer.add_layer_norm_eps(c.layer_norm_eps)
+    writer.add_parallel_residual(False)
+    add_gguf_tokenizer(writer, tokenizer)
+    for name, tensor in gguf_tensors(model).items():
+        array = tensor.float().numpy()
+        wanted = kind if tensor.dim() == 2 else gguf.GGMLQuantizationType.F32
+        if wanted is gguf.GGMLQuantizationType.Q8_0 and array.shape[-1] % 32:
+            wanted = gguf.GGMLQuantizationType.F16  # q8_0 一块 32 个数
+        writer.add_tensor(name, gguf.quants.quantize(array, wanted), raw_dtype=wanted)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def add_gguf_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
+    """llama.cpp 的 SPM 分词器：词元、分数、种类。"""
+    import gguf
+
+    processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
+    kinds = []
+    for index in range(tokenizer.vocab_size):
+        if processor.is_unknown(index):
+            kinds.append(gguf.TokenType.UNKNOWN)
+        elif processor.is_control(index):
+            kinds.append(gguf.TokenType.CONTROL)
+        elif processor.is_byte(index):
+            kinds.append(gguf.TokenType.BYTE)
+        else:
+            kinds.append(gguf.TokenType.USER_DEFINED if index == tokenizer.newline_id else gguf.TokenType.NORMAL)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([processor.id_to_piece(index) for index in range(tokenizer.vocab_size)])
+    writer.add_token_scores([processor.get_score(index) for index in range(tokenizer.vocab_size)])
+    writer.add_token_types(kinds)
+    writer.add_bos_token_id(tokenizer.bos_id)
+    writer.add_eos_token_id(tokenizer.eos_id)
+    writer.add_unk_token_id(tokenizer.unk_id)
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(False)
+    writer.add_remove_extra_whitespaces(False)
+
+
+def gguf_tensors(model: GPT) -> dict[str, torch.Tensor]:
+    tensors = {"token_embd.weight": model.embedding.weight, "output.weight": model.embedding.weight}
+    for kind in ("weight", "bias"):
+        tensors[f"output_norm.{kind}"] = getattr(model.norm, kind)
+        for number, block in enumerate(model.blocks):
+            layer = {
+                "attn_norm": block.norm_1,
+                "attn_qkv": block.attention.qkv,
+                "attn_output": block.attention.proj,
+                "ffn_norm": block.norm_2,
+                "ffn_up": block.feed_forward.fc,
+                "ffn_down": block.feed_forward.proj,
+            }
+            tensors |= {f"blk.{number}.{name}.{kind}": getattr(module, kind) for name, module in layer.items()}
+    return tensors
+
+
+if __name__ == "__main__":
+    configuration.run_script(main, UserError, CheckpointError)
