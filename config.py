@@ -356,7 +356,7 @@ def resolve(argv: Sequence[str], has_accelerator: bool, program: str = "train.py
         raise UserError("\n".join(problems))
 
     for name, value in values.items():
-        if RULES[name].kind is Path:
+        if isinstance(value, Path):
             values[name] = REPOSITORY / value  # 绝对路径不受影响
     preset = given.get("preset", values["PRESET"])
     if preset == "auto":
@@ -415,7 +415,9 @@ def changed_from_constants(config: Any) -> dict[str, Any]:
     changed = {}
     for name, rule in RULES.items():
         value, constant = getattr(config, name.lower()), base[name]
-        if name != "PRESET" and value != (REPOSITORY / constant if rule.kind is Path else constant):
+        if rule.kind is Path and constant is not None:
+            constant = REPOSITORY / constant
+        if name != "PRESET" and value != constant:
             changed[name.lower()] = value
     return changed
 

@@ -204,6 +204,23 @@ def current_umask() -> int:
     return mask
 
 
+USAGE = """## 用法
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("这个文件夹")
+model = AutoModelForCausalLM.from_pretrained("这个文件夹")
+song = model.generate(**tokenizer("今夜我", return_tensors="pt"))
+print(tokenizer.decode(song[0], skip_special_tokens=True))
+```
+
+一首歌是 `<s> [<title>歌名] [<singer>歌手] <lyric>行\\n行\\n…</s>`。分词器自动在开头加上 `<s><lyric>`；\
+要写明歌名、歌手，用 `add_special_tokens=False` 并自己写全开头。用户写的 `<lyric>` 之类在这里会被认作控制词元，\
+U+2581（▁）会被当作空格，其余文字的切分与训练时完全相同。
+"""
+
+
 def model_card(model: GPT, tokenizer: Tokenizer, contents: dict[str, Any]) -> str:
     """模型卡：检查点里知道的，都填上。"""
     inside, embedding = model.parameter_counts()
@@ -241,21 +258,7 @@ license: other
 | 语料 | {corpus} |
 | 词表 | {tokenizer.vocab_size:,}，sentencepiece BPE，带字节回退 |
 
-## 用法
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("这个文件夹")
-model = AutoModelForCausalLM.from_pretrained("这个文件夹")
-song = model.generate(**tokenizer("{SAMPLE_PROMPT}", return_tensors="pt"))
-print(tokenizer.decode(song[0], skip_special_tokens=True))
-```
-
-一首歌是 `<s> [<title>歌名] [<singer>歌手] <lyric>行\\n行\\n…</s>`。分词器自动在开头加上 `<s><lyric>`；\
-要写明歌名、歌手，用 `add_special_tokens=False` 并自己写全开头。用户写的 `<lyric>` 之类在这里会被认作控制词元，\
-U+2581（▁）会被当作空格，其余文字的切分与训练时完全相同。
-
+{USAGE}
 ## 样例
 
 `{SAMPLE_PROMPT}` 起头（种子 0，默认的抽样设置）：
