@@ -8,6 +8,7 @@ import pytest
 
 import benchmark
 import config
+import export
 import inference
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -82,7 +83,12 @@ def test_links_and_files_exist():
 
 def test_commands_use_real_flags():
     """代码块里每条命令的参数都存在。"""
-    scripts = {"train": config.flags(), "inference": inference.FLAGS, "benchmark": benchmark.FLAGS}
+    scripts = {
+        "train": config.flags(),
+        "inference": inference.FLAGS,
+        "benchmark": benchmark.FLAGS,
+        "export": export.FLAGS,
+    }
     for block in re.findall(r"```bash\n(.*?)```", README, re.S):
         for name, arguments in re.findall(r"(\w+)\.py([^|&;#\n]*)", block):
             known = {f"--{flag.name}" for flag in scripts[name]}
