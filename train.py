@@ -168,9 +168,10 @@ def with_architecture_of(contents: dict[str, Any] | None, config: Any) -> Any:
     """微调时架构与词表随检查点，不论现在的设置。"""
     if config.init_from is None or contents is None:
         return config
-    model_config = contents["model_config"]
-    vocab_size = contents["config"].get("bpe_vocab_size", config.bpe_vocab_size)
-    return dataclasses.replace(config, **{name: model_config[name] for name in ARCHITECTURE}, bpe_vocab_size=vocab_size)
+    found = contents["model_config"]
+    return dataclasses.replace(
+        config, **{name: found[name] for name in ARCHITECTURE}, bpe_vocab_size=found["vocab_size"]
+    )
 
 
 def archive_earlier_run(config: Any, display: Display) -> None:
