@@ -941,8 +941,8 @@ def test_stats_of_a_form(write):
     ],
 )
 def test_bad_forms(fail, trained, flags, named):
-    """句式有误、缺索引、开头与句式不合：一两行，退出码 2，标准输出为空。"""
-    assert named in fail("--checkpoint", str(trained), "--device", "cpu", "--dtype", "fp32", *flags)
+    """句式有误、缺索引、开头与句式不合：退出码 2，标准输出为空，标准错误里说明是哪一项。"""
+    assert named in fail("--checkpoint", str(trained), "--device", "cpu", "--dtype", "fp32", *flags, lines=3)
 
 
 # ---- 照抄 ----
@@ -966,15 +966,14 @@ def copied(text: str) -> int:
 def test_max_copy(write, copies):
     """--max_copy：写出的歌与语料连续相同不超过它；没有句式时也管。"""
     flags = ("--copy_index", str(copies), "--top_k", "12")
-    longest = {limit: 0 for limit in ("0", "3", "6")}
+    longest = dict.fromkeys(("0", "1", "2"), 0)
     for limit in longest:
         for seed in range(4):
             form = ("--lines", "4", "--line_chars", "6") if seed % 2 else ("--max_tokens", "30")
-            out, _ = write("--prompt", "我在", "--seed", str(seed), "--max_copy", limit, *flags, *form)
+            out, _ = write("--prompt", "我", "--seed", str(seed), "--max_copy", limit, *flags, *form)
             longest[limit] = max(longest[limit], copied(out))
-    assert longest["3"] == 3
-    assert longest["6"] <= 6
-    assert longest["0"] > 3
+    assert (longest["1"], longest["2"]) == (1, 2)
+    assert longest["0"] > 2
 
 
 def test_check_copy_tells_every_line(write, copies):
@@ -1152,22 +1151,22 @@ def test_rewriting_a_song_in_sections_keeps_the_blank_lines(form_talk):
     assert [index for index in range(len(before)) if before[index] != after[index]] == [3]
 
 
-def test_rewriting_the_end_of_a_long_song(talk, writer, monkeypatch):
+def test_rewriting_the_end_of_a_long_song(form_talk, writer):
     """歌比 max_seq_len 长：最后几行照样能改。"""
-    talk.conversation.settings.max_tokens = 4 * MAX_SEQ_LEN
-    talk("我在")
-    last = len(sung_lines(writer.songs[0].text))
-    monkeypatch.setattr(inference, "_read_line", lambda _: "")
-    for number in (last - 3, last):
-        talk(f"/rewrite {number}")
-        assert f"第 {number} 行原是" in talk.err
+    form_talk("/set lines 12")
+    form_talk("我在")
+    assert len(writer.songs[0].tokens) > MAX_SEQ_LEN
+    form_talk.pick("")
+    for number in (6, 11, 12):
+        form_talk(f"/rewrite {number}")
+        assert f"第 {number} 行原是" in form_talk.err
 
 
 def test_rhymes_lists_characters(talk):
     """/rhymes：同韵的常用字，在词表里；不是汉字的说一句。"""
     assert talk("/rhymes 光") == ""
     assert talk.err.startswith("江阳辙")
-    assert talk.err.splitlines()[1].split() == ["亮", "乡"] or set(talk.err.splitlines()[1].split()) == {"亮", "乡"}
+    assert set(talk.err.splitlines()[1].split()) == {"亮", "乡", "唱"}
     for argument in ("", " abc", " ，"):
         with pytest.raises(UserError, match="汉字"):
             talk.conversation.answer(f"/rhymes{argument}")
