@@ -118,8 +118,8 @@ def test_log_probability_is_the_models_own(model, candidates):
     """对数概率不受约束、温度、top_p、禁用的影响，等于从头算的和。"""
     writer = composer(model, candidates, temperature=0.6, top_k=9, repetition_penalty=1.2, seed=4)
     context = list(PROMPT)
-    for _ in range(4):
-        draft = writer.line(exactly(4), 30)
+    for _ in range(5):
+        draft = writer.line(lambda: LineConstraint(VOCABULARY, LineRule(2, 6, ends_song=False)), 30)
         expected = log_probability(model, context, draft.tokens)
         assert draft.log_probability == pytest.approx(expected, abs=1e-3)
         assert draft.likelihood == pytest.approx(expected / len(draft.tokens), abs=1e-3)
