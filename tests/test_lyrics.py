@@ -827,7 +827,9 @@ def copies(tmp_path_factory) -> CopyIndex:
 @pytest.fixture(scope="module")
 def copying() -> Vocabulary:
     """多半是语料里的字与片段的词表。"""
-    return make_vocabulary([*sorted(set(lyrics.normalise("".join(CORPUS)))), "风里等", "月亮", "山高", "走了走", "，"])
+    return make_vocabulary(
+        [*sorted(set(lyrics.normalise("".join(CORPUS)))), "风里等", "月亮", "山高", "走了走", "等你月", "，"]
+    )
 
 
 def longest_copy(text: str) -> int:
@@ -867,10 +869,20 @@ def test_max_copy(copying, copies, limit):
     """照抄不超过 max_copy：跨行的、一个词元内部的都算；不限时这个 Composer 抄得更长。"""
     reached = 0
     for seed in range(6):
-        plan = SongPlan(form(4, "3"), copying, lambda text: encode(copying, text), "", copies, limit)
+        plan = SongPlan(form(8, "1-3"), copying, lambda text: encode(copying, text), "", copies, limit)
         text = "".join(plan.write(CopyingComposer(copying, seed)))
         reached = max(reached, longest_copy(text))
     assert reached == limit if limit else reached > 5
+
+
+def test_max_copy_looks_inside_a_token(copying, copies):
+    """一个词元的前几个字接上前文算照抄，后面的字不同也一样。"""
+    token = copying.texts.index("等你月")
+    for limit, refused in ((3, True), (4, False)):
+        plan = SongPlan(form(3, "1-5"), copying, lambda text: encode(copying, text), "风\n里\n", copies, limit)
+        constraint = plan.constraint(2)
+        constraint.forbidden()
+        assert constraint.refuses(token) == refused
 
 
 def test_max_copy_counts_the_prompt(copying, copies):
