@@ -1,6 +1,7 @@
 """写歌词的命令行与对话。"""
 
 import codecs
+import dataclasses
 import io
 import json
 import os
@@ -19,6 +20,7 @@ import checkpoint
 import config
 import generation
 import inference
+import lyrics
 import tokenizer as tokenizer_module
 from config import UserError
 from inference import Conversation, Settings, Writer
@@ -810,3 +812,404 @@ def test_a_conversation_in_a_terminal(trained):
         assert "Traceback" not in terminal.seen
     finally:
         terminal.close()
+
+
+# ---- 句式 ----
+
+
+def sung_lines(text: str) -> list[str]:
+    return [line for line in text.split("\n") if line]
+
+
+def counts(text: str) -> list[int]:
+    return [lyrics.sung_count(line) for line in sung_lines(text)]
+
+
+def test_lines_and_line_chars(write):
+    """行数与各行的字数：开头的半行也算在内；写满就停，标准输出只有歌词。"""
+    out, err = write("--prompt", "我在", "--lines", "4", "--line_chars", "5,3-4", "--seed", "3")
+    assert out.startswith("我在")
+    assert out.endswith("\n")
+    assert not out.endswith("\n\n")
+    found = counts(out)
+    assert (len(found), found[0], found[2]) == (4, 5, 5)
+    assert set(found[1::2]) <= {3, 4}
+    assert "种子 3" in err
+    assert write("--prompt", "我在", "--lines", "4", "--line_chars", "5,3-4", "--seed", "3")[0] == out
+    assert write("--prompt", "我在", "--lines", "4", "--line_chars", "5,3-4", "--seed", "4")[0] != out
+
+
+@pytest.mark.parametrize("candidates", ["1", "4"])
+def test_rhyme_and_scheme(write, candidates):
+    """--rhyme 与 --rhyme_scheme：押在该押的行上。"""
+    flags = ("--lines", "4", "--line_chars", "4", "--candidates", candidates, "--seed", "5")
+    out, _ = write("--rhyme", "江阳", *flags)
+    assert [lyrics.rhyme_class(line) for line in sung_lines(out)] == ["江阳"] * 4
+    out, _ = write("--rhyme", "江阳", "--rhyme_scheme", "AABA", *flags)
+    found = [lyrics.rhyme_class(line) for line in sung_lines(out)]
+    assert [name == "江阳" for name in found] == [True, True, False, True]
+    out, _ = write("--rhyme_scheme", "ABAB", *flags)
+    found = [lyrics.rhyme_class(line) for line in sung_lines(out)]
+    assert found[0] == found[2] != found[1] == found[3]
+
+
+def test_acrostic_and_structure(write):
+    """藏头各行的头一个字；分段之间空一行，重复的段落一字不差。"""
+    out, _ = write("--acrostic", "我你他谁", "--line_chars", "3-5", "--seed", "2")
+    assert [line[0] for line in sung_lines(out)] == list("我你他谁")
+    out, _ = write("--structure", "主歌3 副歌2 主歌3 副歌", "--line_chars", "4", "--seed", "2")
+    verse, chorus, second, repeated = out.removesuffix("\n").split("\n\n")
+    assert [len(verse.split("\n")), len(chorus.split("\n"))] == [3, 2]
+    assert (chorus, len(second.split("\n"))) == (repeated, 3)
+    assert verse != second
+
+
+def test_more_candidates_are_more_likely(writer):
+    """每行多起几稿，模型自己更看好；不重复前面的行。"""
+
+    def likelihood(song) -> float:
+        logits = writer.model(torch.tensor([song.tokens[:-1]]))[0]
+        found = torch.log_softmax(logits, -1).gather(-1, torch.tensor(song.tokens[1:])[:, None])
+        return found[2:].mean().item()
+
+    one, many = [
+        [
+            writer.write("我", settings(lines=3, line_chars="4", candidates=count), seed, lambda _: None)[0]
+            for seed in range(5)
+        ]
+        for count in (1, 12)
+    ]
+    assert sum(map(likelihood, many)) > sum(map(likelihood, one))
+    assert all(len(set(sung_lines(song.text))) == 3 for song in many)
+
+
+@pytest.mark.parametrize("flags", [("--lines", "3"), ("--acrostic", "我你"), ("--structure", "主歌2")])
+def test_a_form_without_a_prompt_writes_once(write, monkeypatch, flags):
+    """给了行数、藏头或分段而没有开头：从头写一首就结束，不等输入。"""
+    monkeypatch.setattr(sys, "stdin", None)
+    out, _ = write(*flags, "--seed", "1")
+    assert len(sung_lines(out)) == (3 if flags[0] == "--lines" else 2)
+
+
+def test_songs_of_a_form_equal_the_songs_alone(write):
+    """几首守句式的歌：第 i 首就是单独用 seed + i 写的那首。"""
+    flags = ("--prompt", "我", "--lines", "3", "--line_chars", "4", "--candidates", "2")
+    out, err = write(*flags, "--seed", "7", "--num_samples", "3")
+    alone = [write(*flags, "--seed", str(7 + number))[0] for number in range(3)]
+    assert len(set(alone)) == 3
+    assert out == "\n".join(alone)
+    assert "第 3 首" in err
+
+
+def test_a_form_does_not_take_more_than_max_tokens_without_lines(writer):
+    """没有行数：写满 max_tokens 个词元的那一行写完为止。"""
+    (song,) = writer.write("我", settings(line_chars="4", max_tokens=30), 1, lambda _: None)
+    assert set(counts(song.text)) == {4}
+    assert not song.ended
+    assert 30 <= len(song.tokens) <= 60
+
+
+def test_stats_of_a_form(write):
+    """--stats：守句式时也是一行 JSON，数的是新写的词元；标准输出不变。"""
+    flags = ("--structure", "主歌2 副歌2 副歌", "--line_chars", "4", "--seed", "1", "--candidates", "2")
+    plain, _ = write(*flags)
+    out, err = write(*flags, "--stats")
+    assert out == plain
+    (line,) = [line for line in err.splitlines() if line.startswith("{")]
+    found = json.loads(line)
+    assert 8 <= found["tokens"] <= 4 * 13
+    assert found["tokens_per_s"] > 0
+    assert 0 < found["first_token_s"] <= found["seconds"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--line_chars", "七"], "--line_chars"),
+        (["--rhyme", "江洋"], "江阳"),
+        (["--rhyme_scheme", "A-B"], "--rhyme_scheme"),
+        (["--acrostic", "abc"], "--acrostic"),
+        (["--acrostic", "龘"], "「龘」"),
+        (["--structure", "副歌"], "--structure"),
+        (["--structure", "主歌4", "--lines", "3"], "4 行"),
+        (["--lines", "0"], "--lines 0"),
+        (["--candidates", "0"], "--candidates 0"),
+        (["--lines", "2", "--max_copy", "4", "--copy_index", "nowhere"], "evaluate.py"),
+        (["--lines", "2", "--check_copy", "--copy_index", "nowhere"], "evaluate.py"),
+        (["--lines", "2", "--line_chars", "3", "--prompt", "我在风里等"], "我在风里等"),
+        (["--lines", "2", "--acrostic", "你他", "--prompt", "我在"], "「你」"),
+    ],
+)
+def test_bad_forms(fail, trained, flags, named):
+    """句式有误、缺索引、开头与句式不合：退出码 2，标准输出为空，标准错误里说明是哪一项。"""
+    assert named in fail("--checkpoint", str(trained), "--device", "cpu", "--dtype", "fp32", *flags, lines=3)
+
+
+# ---- 照抄 ----
+
+
+@pytest.fixture(scope="session")
+def copies(tokenizer, tmp_path_factory) -> Path:
+    """一首歌的索引。"""
+    folder = tmp_path_factory.mktemp("copies") / "copies"
+    lyrics.CopyIndex.build(["\n".join(LINES)], ["《河岸》谁"], folder, tokenizer.fingerprint, 1)
+    return folder
+
+
+def copied(text: str) -> int:
+    """与语料连续相同的最多几个字。"""
+    corpus, sung = "".join(LINES), lyrics.normalise(text)
+    spans = ((start, end) for start in range(len(sung)) for end in range(start + 1, len(sung) + 1))
+    return max((end - start for start, end in spans if sung[start:end] in corpus), default=0)
+
+
+def test_max_copy(write, copies):
+    """--max_copy：写出的歌与语料连续相同不超过它；没有句式时也管。"""
+    flags = ("--copy_index", str(copies), "--top_k", "12")
+    longest = dict.fromkeys(("0", "1"), 0)
+    for limit in longest:
+        for seed in range(4):
+            form = ("--lines", "4", "--line_chars", "6") if seed % 2 else ("--max_tokens", "30")
+            out, _ = write("--prompt", "我", "--seed", str(seed), "--max_copy", limit, *flags, *form)
+            longest[limit] = max(longest[limit], copied(out))
+    assert longest["1"] == 1
+    assert longest["0"] > 1
+
+
+def test_check_copy_tells_every_line(write, copies):
+    """--check_copy：每行一句，相同处与出处都对；歌词照旧；没有相同的也说。"""
+    flags = ("--prompt", "我在风里唱歌", "--lines", "3", "--line_chars", "6", "--seed", "1")
+    plain, _ = write(*flags)
+    out, err = write(*flags, "--check_copy", "--copy_index", str(copies))
+    assert out == plain
+    told = [line for line in err.splitlines() if "行" in line and line.startswith("第 ")]
+    assert len(told) == 3
+    assert told[0] == "第 1 行 6 字相同：「我在风里唱歌」，《河岸》谁"
+    for line, text in zip(told, sung_lines(out), strict=True):
+        longest = copied(text)
+        assert f" {longest} 字相同" in line if longest else "没有相同" in line
+    _, err = write(*flags, "--check_copy", "--copy_index", str(copies), "--num_samples", "2")
+    assert err.count("第 1 行") == 2
+
+
+# ---- 对话里改歌 ----
+
+
+@pytest.fixture
+def form_talk(talk, monkeypatch):
+    """写好一首四行五字的歌；form_talk.pick(选择) 定下回车前输入什么。"""
+    talk("/set lines 4")
+    talk("/set line_chars 5")
+    monkeypatch.setattr(inference, "_read_line", lambda _: pytest.fail("不该问"))
+
+    def pick(choice: str) -> None:
+        monkeypatch.setattr(inference, "_read_line", lambda _: choice)
+
+    talk.pick = pick
+    return talk
+
+
+def test_locked_lines_are_kept(form_talk):
+    """/lock 1-2 之后 /again：这两行一字不差，其余重写，字数照旧；可以一次次重写；/lock none 放开。"""
+    before = sung_lines(form_talk("我在"))
+    assert form_talk("/lock 1-2") == ""
+    assert "1、2" in form_talk.err
+    seen = set()
+    for _ in range(3):
+        after = sung_lines(form_talk("/again"))
+        assert after[:2] == before[:2]
+        assert counts("\n".join(after)) == [5] * 4
+        seen.add(tuple(after[2:]))
+    assert len(seen) == 3
+    assert tuple(before[2:]) not in seen
+    form_talk("/lock 4")
+    assert "1、2、4" in form_talk.err
+    last = sung_lines(form_talk("/again"))
+    assert (last[:2], last[3]) == (before[:2], after[3])
+    form_talk("/lock none")
+    assert "没有留住" in form_talk.err
+    assert sung_lines(form_talk("/again"))[1] != before[1]
+
+
+def test_a_locked_line_without_the_first_keeps_the_prompt(form_talk):
+    """没有留住第一行时，第一行仍从开头写起。"""
+    before = sung_lines(form_talk("我在"))
+    form_talk("/lock 3")
+    after = sung_lines(form_talk("/again"))
+    assert after[0].startswith("我在")
+    assert (len(after), after[2]) == (4, before[2])
+
+
+def test_a_new_prompt_unlocks(form_talk):
+    """输入新的开头：留住的行不再算。"""
+    form_talk("我在")
+    form_talk("/lock 1-4")
+    first = form_talk("你")
+    assert first.startswith("你")
+    assert form_talk("/again") != first
+
+
+def test_lock_again_after_a_stop(form_talk, writer, monkeypatch, capsys):
+    """重写其余时按了 Ctrl-C：对话照常，留住的行还在。"""
+    before = sung_lines(form_talk("我在"))
+    form_talk("/lock 3-4")
+    original = writer.compose
+
+    def interrupted(song, *arguments):
+        monkeypatch.setattr(writer, "compose", original)
+        song.text += "一行\n"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer, "compose", interrupted)
+    converse(form_talk.conversation, monkeypatch, "/again", "/again", "/quit")
+    out, err = capsys.readouterr()
+    assert "已停下" in err
+    assert sung_lines(out)[-2:] == before[2:]
+
+
+def test_more_after_a_stopped_form_sees_what_was_written(form_talk, writer, monkeypatch, capsys):
+    """守句式写到一半按 Ctrl-C，/more 的前文是已写的全部。"""
+    original = lyrics.SongPlan.write
+
+    def interrupted(self, *arguments):
+        for number, text in enumerate(original(self, *arguments)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield text
+
+    monkeypatch.setattr(lyrics.SongPlan, "write", interrupted)
+    converse(form_talk.conversation, monkeypatch, "我在", "/quit")
+    (song,) = writer.songs
+    assert len(sung_lines(song.text)) == 2
+    assert writer.tokenizer.decode(song.tokens[2:]) == song.text
+
+
+def test_rewrite_replaces_one_line(form_talk, writer, tmp_path):
+    """/rewrite 2：列出几种，同样的字数与韵、与已有的行不重复；选一种只换那一行；/save 存的就是屏幕上的。"""
+    form_talk("/set rhyme 江阳")
+    before = form_talk("我在").split("\n")
+    form_talk.pick("2")
+    out = form_talk("/rewrite 2")
+    options = [line.split(None, 1)[1] for line in form_talk.err.splitlines() if line.startswith("  ")]
+    assert 2 <= len(options) <= inference.REWRITINGS
+    assert before[1] in form_talk.err
+    assert len(set(options)) == len(options)
+    for option in options:
+        assert lyrics.sung_count(option) == 5
+        assert lyrics.rhyme_class(option) == "江阳"
+        assert option not in before
+    after = out.split("\n")
+    assert after == [before[0], options[1], *before[2:]]
+    assert writer.songs[0].text + "\n" == out
+    assert writer.tokenizer.decode(writer.songs[0].tokens[2:]) == writer.songs[0].text
+    path = tmp_path / "歌.txt"
+    form_talk(f"/save {path}")
+    assert path.read_text(encoding="utf-8") == out + "\n"
+
+
+def test_rewritings_are_new(form_talk, writer):
+    """能用的字没有几个时：给出的写法里没有原来的，也没有歌里别的行。"""
+    for change in ("lines 2", "line_chars 1", "rhyme 江阳", "candidates 6"):
+        form_talk(f"/set {change}")
+    form_talk("唱")
+    lines = sung_lines(writer.songs[0].text)
+    for number in (1, 2):
+        options = writer.rewritings(writer.songs[0].text, number, form_talk.conversation.settings, 3)
+        assert options
+        assert not set(options) & set(lines)
+
+
+@pytest.mark.parametrize(("choice", "named"), [("9", "9"), ("0", "0"), ("甲", "甲"), ("-1", "-1"), ("1.5", "1.5")])
+def test_a_wrong_choice_changes_nothing(form_talk, writer, choice, named):
+    """选的不在其中：说一句，歌不变。"""
+    form_talk("我在")
+    text = writer.songs[0].text
+    form_talk.pick(choice)
+    assert named in form_talk.error("/rewrite 1")
+    assert writer.songs[0].text == text
+
+
+def test_no_choice_keeps_the_line(form_talk, writer):
+    """回车：不换，也不再显示一遍。"""
+    text = form_talk("我在").removesuffix("\n")
+    form_talk.pick(" ")
+    assert form_talk("/rewrite 1") == ""
+    assert writer.songs[0].text == text
+
+
+@pytest.mark.parametrize(
+    "line", ["/rewrite", "/rewrite 5", "/rewrite 0", "/rewrite 1-2", "/rewrite 二", "/lock 5", "/lock 3-9", "/lock x"]
+)
+def test_wrong_line_numbers(form_talk, line):
+    """行号有误：一句话，歌与留住的行不变。"""
+    form_talk("我在")
+    assert "行" in form_talk.error(line)
+    assert form_talk.conversation.locked == set()
+
+
+@pytest.mark.parametrize("line", ["/rewrite 1", "/lock 1"])
+def test_nothing_to_change_yet(talk, line):
+    """还没有写过：说一句。"""
+    assert "还没有" in talk.error(line)
+
+
+def test_rewriting_a_song_in_sections_keeps_the_blank_lines(form_talk):
+    """分段的歌：行号不数空行，改一行之后空行还在。"""
+    form_talk("/set lines none")
+    form_talk("/set structure 主歌2 副歌2")
+    before = form_talk("我在").split("\n")
+    form_talk.pick("1")
+    after = form_talk("/rewrite 3").split("\n")
+    assert before[2] == after[2] == ""
+    assert [index for index in range(len(before)) if before[index] != after[index]] == [3]
+
+
+def test_rewriting_the_end_of_a_long_song(form_talk, writer):
+    """歌比 max_seq_len 长：最后几行照样能改。"""
+    form_talk("/set lines 12")
+    form_talk("我在")
+    assert len(writer.songs[0].tokens) > MAX_SEQ_LEN
+    form_talk.pick("")
+    for number in (6, 11, 12):
+        form_talk(f"/rewrite {number}")
+        assert f"第 {number} 行原是" in form_talk.err
+
+
+def test_rhymes_lists_characters(talk):
+    """/rhymes：同韵的常用字，在词表里；不是汉字的说一句。"""
+    assert talk("/rhymes 光") == ""
+    assert talk.err.startswith("江阳辙")
+    assert set(talk.err.splitlines()[1].split()) == {"亮", "乡", "唱"}
+    for argument in ("", " abc", " ，"):
+        with pytest.raises(UserError, match="汉字"):
+            talk.conversation.answer(f"/rhymes{argument}")
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("/set rhyme 江洋", "江阳"),
+        ("/set rhyme_scheme A1", "rhyme_scheme"),
+        ("/set line_chars 0", "line_chars"),
+        ("/set acrostic abc", "acrostic"),
+        ("/set structure 副歌", "structure"),
+        ("/set structure 主歌3", "3 行"),
+        ("/set lines 0", "lines"),
+        ("/set max_copy 4", "索引"),
+    ],
+)
+def test_set_checks_the_form(form_talk, line, named):
+    """/set 句式：有误或与别的设置矛盾时说一句，设置不变。"""
+    before = dataclasses.replace(form_talk.conversation.settings)
+    with pytest.raises((UserError, lyrics.LyricsError), match=named):
+        form_talk.conversation.answer(line)
+    assert form_talk.conversation.settings == before
+
+
+def test_set_rhyme_is_used(form_talk):
+    """/set rhyme 江阳：下一首就押它；none 不再押。"""
+    form_talk("/set rhyme 江阳")
+    assert form_talk.conversation.settings.rhyme == "江阳"
+    assert {lyrics.rhyme_class(line) for line in sung_lines(form_talk("我在"))} == {"江阳"}
+    form_talk("/set rhyme none")
+    assert len({lyrics.rhyme_class(line) for line in sung_lines(form_talk("我在"))}) > 1
