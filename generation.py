@@ -137,7 +137,8 @@ class _Context:
         self.tokens = torch.cat((self.tokens, added), dim=1)
         if self.cache.length + len(tokens) <= self.cache.capacity:
             return prefill(self.model, added, self.cache)
-        return self._refill(min(self.tokens.size(1), max(1, self.limit // 2)))
+        whole = self.tokens.size(1)
+        return self._refill(whole if whole <= self.limit else max(1, self.limit // 2))
 
     def branch(self, rows: int, budget: int) -> "_Context":
         """同样的前文复制成几行，各自往下写；自己不变。"""
@@ -344,7 +345,8 @@ class Composer:
         if not following:
             return max(drafts, key=lambda draft: draft.likelihood)
         scores = self.score([[*draft.tokens, *following] for draft in drafts])
-        return max(zip(scores, drafts, strict=True), key=lambda pair: pair[0] / len(pair[1].tokens))[1]
+        means = [score / len([*draft.tokens, *following]) for score, draft in zip(scores, drafts, strict=True)]
+        return drafts[max(range(len(drafts)), key=means.__getitem__)]
 
     def drafts(self, constraint: Callable[[], Constraint], count: int, longest: int) -> list[Draft]:
         """起 count 稿，不接到前文上；写完的才给出。"""
@@ -352,13 +354,19 @@ class Composer:
 
     @torch.inference_mode()
     def score(self, continuations: Sequence[Sequence[int]]) -> list[float]:
-        """每种接法（至少一个词元）在前文之后的对数概率之和。"""
+        """每种接法（至少一个词元）在前文之后的对数概率之和；上下文装不下时，前文只留末尾一段，接法只算开头一段。"""
+        limit = self._context.limit
+        continuations = [row[: max(1, limit // 2)] for row in continuations]
         length = max(map(len, continuations))
         rows = torch.tensor([[*row, *[0] * (length - len(row))] for row in continuations])  # 右边的补零不影响左边
         rows = rows.to(self._logits.device)
-        context = self._context.branch(len(rows), length)
+        base, logits = self._context, self._logits
+        if base.cache.length + length - 1 > limit:
+            base = _Context(base.model, base.tokens[0, length - 1 - limit :].tolist(), 1, 0)
+            logits = base.start()
+        context = base.branch(len(rows), length)
         hidden = context.model.hidden(rows[:, :-1], context.cache) if length > 1 else None
-        logits = self._logits.expand(len(rows), -1)[:, None]  # (B, 1, V)
+        logits = logits.expand(len(rows), -1)[:, None]  # (B, 1, V)
         if hidden is not None:
             logits = torch.cat((logits, context.model.logits(hidden)), dim=1)  # (B, T, V)
         found = torch.log_softmax(logits.float(), dim=-1).gather(-1, rows[..., None]).squeeze(-1)

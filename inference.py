@@ -461,6 +461,8 @@ class Writer:
 def print_songs(writer: Writer, prompt: str, settings: Settings) -> None:
     """写好的歌送到标准输出：一首时边写边送，几首时写完再依次送。"""
     seed = settings.seed if settings.seed is not None else secrets.randbelow(2**31 - 1)
+    if settings.line_by_line():
+        writer.plan(settings.form(), settings, prompt)  # 写不成的，先说再写
     _tell(f"种子 {seed}")
     if settings.num_samples == 1:
         _show(prompt)
@@ -501,6 +503,7 @@ class Conversation:
         self.writer, self.settings = writer, settings
         self.prompt: str | None = None
         self.locked: set[int] = set()  # 留住的行，从 1 起
+        self.rewritings = 0
         self.commands = {
             "/again": self.again,
             "/more": self.more,
@@ -564,15 +567,23 @@ class Conversation:
 
     def _write_the_rest(self) -> None:
         """留住的行不动，其余重写，行数不变。"""
-        text = self._song().text
-        lines = lyrics.lines_of(text)
+        before = self._song()
+        lines = lyrics.lines_of(before.text)
         form = dataclasses.replace(self.settings.form(), lines=len(lines))
+        if not form.lengths:
+            longest = max(lyrics.LONGEST_LINE, *map(lyrics.sung_count, lines))
+            form = dataclasses.replace(form, lengths=((1, longest),))
         fixed = {number - 1: lines[number - 1] for number in self.locked}
         prompt = "" if 0 in fixed else self.prompt
         song = self.writer.start(prompt, dataclasses.replace(self.settings, num_samples=1))[0]
         self.writer.songs = [song]
         _show(prompt)
-        self.writer.compose(song, self.settings, self._seed(), _show, form, fixed)
+        try:
+            self.writer.compose(song, self.settings, self._seed(), _show, form, fixed)
+        except BaseException:  # 没写完的不算：留住的行还在原来那首里
+            self.writer.songs = [before]
+            _tell("\n（没有写完，仍是原来那首）")
+            raise
         print(flush=True)
         self.writer.tell_more()
 
@@ -583,7 +594,9 @@ class Conversation:
         if len(numbers) != 1:
             raise UserError("一次改一行，例如 /rewrite 3")
         place = numbers.pop()
-        options = self.writer.rewritings(song.text, place, self.settings, self._seed())
+        self.rewritings += 1  # 固定的种子也要给出别的写法
+        seed = (self._seed() + self.rewritings) % 2**31
+        options = self.writer.rewritings(song.text, place, self.settings, seed)
         if not options:
             raise UserError(f"第 {place} 行没有写出别的，可再试一次或放宽 /set max_copy")
         _tell(f"第 {place} 行原是：{lines[place - 1]}")
@@ -715,9 +728,9 @@ def _line_numbers(text: str, count: int) -> set[int]:
         first, _, last = part.strip().partition("-")
         if not first.isdecimal() or not (last or first).isdecimal():
             raise UserError(f"行号应是 3、1-4 或 1,3 这样：{text}")
+        if not 1 <= int(first) <= int(last or first) <= count:
+            raise UserError(f"这首有 {count} 行，没有第 {part.strip()} 行")
         numbers |= set(range(int(first), int(last or first) + 1))
-    if not numbers or min(numbers) < 1 or max(numbers) > count:
-        raise UserError(f"这首有 {count} 行，没有第 {text} 行")
     return numbers
 
 

@@ -102,7 +102,7 @@ def _pypinyin() -> Any:
 def rhyme_class(line: str) -> str | None:
     """一行末字所属的辙，多音字照这一行里的读法；不以汉字收尾时 None。"""
     run = _LAST_RUN.search(line)
-    if run is None:
+    if run is None or in_word(run[1][-1]):  # 拼音文字里也有 ai、a，不是韵母
         return None
     if _ADVERB.search(run[1]):
         return "梭坡"
@@ -114,6 +114,8 @@ def rhyme_class(line: str) -> str | None:
 @functools.lru_cache(maxsize=65536)
 def possible_classes(character: str) -> frozenset[str | None]:
     """一个字各种读音所属的辙；没有读音的是 {None}。"""
+    if in_word(character):
+        return frozenset({None})
     pypinyin = _pypinyin()
     readings = pypinyin.pinyin(character, style=pypinyin.Style.FINALS, strict=True, heteronym=True)
     found = {_CLASS_OF_FINAL.get(final) for final in readings[0]} if readings else set()
@@ -253,7 +255,8 @@ def _laid_out(sections: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
 # ---------------------------------------------------------------------------
 
 
-_TIDY = re.compile(rf" ?([^\W_]+ )*([^\W_]+)?[{''.join(CLOSING)}]?")
+_CLOSING = f"[{''.join(sorted(CLOSING))}]"
+_TIDY = re.compile(rf" ?(?:[^\W_]+(?: [^\W_]+)*(?: |{_CLOSING})?)?|{_CLOSING}")
 
 
 class Vocabulary:
@@ -292,12 +295,17 @@ class Vocabulary:
                 self.unbreakable[token] = not self.leads[token]
         self.characters = {text: token for token, text in enumerate(self.texts) if text and len(text) == 1}
 
-    @property
+    @functools.cached_property
+    def unsung_leads(self) -> np.ndarray:
+        """(V,) 拼不出可唱的字的首字节。"""
+        return np.array(
+            [lead and not _can_spell(piece, True) for lead, piece in zip(self.leads, self.bytes, strict=True)]
+        )
+
+    @functools.cached_property
     def rhymes(self) -> np.ndarray:
         """(V,) 每个词元最后一个可唱的字可能属于的辙（按位）；没有可唱的字为 0。第一次用到时才算。"""
-        if not hasattr(self, "_rhymes"):
-            self._rhymes = np.array([self._rhyme_bits(text) for text in self.texts], dtype=np.int32)
-        return self._rhymes
+        return np.array([self._rhyme_bits(text) for text in self.texts], dtype=np.int32)
 
     @staticmethod
     def _rhyme_bits(text: str | None) -> int:
@@ -342,11 +350,12 @@ class LineConstraint:
     `forbidden` 按表遮住词元：字数会超的、末字不可能入韵的；`refuses` 再把抽到的词元放进这一行细看：
     多音字在这里的读法、是否照抄语料。
 
-    末字要押韵时，最后一个字不用字节拼：没拼完不知道它的读音。
+    末字要押韵时，最后一个字不用字节拼：没拼完不知道它的读音。有句式的行里，字节只拼可唱的字，不拼标点。
 
     Args:
         start: 这一行已有的文字（提示词的最后一行）。
         copied: 这一行可唱的字、其中末尾几个是新的 → 是否照抄。
+        following: 后面已定的几行里可唱的字；这一行与它们相接也不许照抄。
     """
 
     def __init__(
@@ -355,8 +364,10 @@ class LineConstraint:
         rule: LineRule,
         start: str = "",
         copied: Callable[[str, int], bool] = lambda line, new: False,
+        following: str = "",
     ) -> None:
-        self.vocabulary, self.rule, self.text, self.copied = vocabulary, rule, start, copied
+        self.vocabulary, self.rule, self.text = vocabulary, rule, start
+        self.copied, self.following = copied, following
         self.count = sung_count(start)
         self._given = len(start)
         self.pending = b""  # 没到齐的字节
@@ -377,7 +388,7 @@ class LineConstraint:
         last = total == rule.most
         if rule.tidy:
             last |= vocabulary.closing
-            mask |= vocabulary.untidy | vocabulary.closing & (total < rule.least)
+            mask |= vocabulary.unsung_leads | vocabulary.untidy | vocabulary.closing & (total < rule.least)
             mask |= vocabulary.spaced[0] & (not self.text[-1:].isalnum()) | vocabulary.spaced[1] & (total == rule.most)
         if rule.rhymes is not None:
             wanted = sum(_BITS[name] for name in rule.rhymes)
@@ -387,7 +398,7 @@ class LineConstraint:
         whole = rule.least <= self.count <= rule.most and self._in_rhyme(self.text)
         if rule.tidy:
             whole = whole and not self.text.endswith(" ")
-            if self.text[-1:] in CLOSING:
+            if self.text[self._given :][-1:] in CLOSING:
                 mask[:] = True
             elif not whole or not self.text:
                 mask |= vocabulary.closing & (vocabulary.counts == 0)
@@ -401,7 +412,7 @@ class LineConstraint:
         if self._mask[token]:
             return True
         if token in (vocabulary.newline_id, vocabulary.eos_id):
-            return False
+            return bool(self.following) and self.copied(normalise(self.text) + self.following, len(self.following))
         text = self._completed(token)
         if not text:
             return False
@@ -435,17 +446,20 @@ class LineConstraint:
         mask = np.ones(len(self.vocabulary.texts), dtype=bool)
         for token, piece in enumerate(self.vocabulary.bytes):
             if len(piece) == 1 and 0x80 <= piece[0] <= 0xBF:
-                mask[token] = not _can_continue(self.pending + piece)
+                mask[token] = not _can_spell(self.pending + piece, self.rule.tidy)
         return mask
 
 
-def _can_continue(piece: bytes) -> bool:
-    """是不是一个 UTF-8 字的开头（或全部）。"""
-    try:
-        piece.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return error.reason == "unexpected end of data"
-    return True
+@functools.lru_cache(maxsize=4096)
+def _can_spell(start: bytes, sung: bool) -> bool:
+    """UTF-8 的开头几个字节（或全部）能不能拼成一个字；sung 时只算可唱的字。"""
+    length, lowest = (2, 0x80) if start[0] < 0xE0 else (3, 0x800) if start[0] < 0xF0 else (4, 0x10000)
+    code = start[0] & (0xFF >> (length + 1))
+    for byte in start[1:]:
+        code = code << 6 | byte & 0x3F
+    missing = 6 * (length - len(start))
+    codes = range(max(lowest, code << missing), min(0x10FFFF, (code << missing) + (1 << missing) - 1) + 1)
+    return any(chr(c).isalnum() or (not sung and not 0xD800 <= c <= 0xDFFF) for c in codes)
 
 
 # ---------------------------------------------------------------------------
@@ -492,8 +506,10 @@ class SongPlan:
         self._sung = ""
         self._sections = _laid_out(self.form.sections)
         *whole, self._start = self.prompt.split("\n")
+        whole = [line for line in whole if line.strip()]
         for line in whole:
             self.add(line)
+        self._given = len(whole)
         if not self.form.given:
             return
         if self.form.lines is not None and len(whole) + bool(self._start) > self.form.lines:
@@ -534,7 +550,7 @@ class SongPlan:
         """
         start = self._start
         while (index := len(self.lines)) != self.form.lines and (max_tokens is None or self.tokens < max_tokens):
-            given = self.fixed.get(index, self._repeated(index))
+            given = self._known(index)
             if given is not None:
                 composer.feed([*self.encode(given[len(start) :]), self.vocabulary.newline_id])
                 text = given
@@ -551,7 +567,7 @@ class SongPlan:
                 self.tokens += len(draft.tokens)
                 self.ended = draft.constraint.song_ended
             self.add(text)
-            new_line = "" if index == 0 or start else "\n\n" if self._opens_section(index) else "\n"
+            new_line = "" if index == self._given else "\n\n" if self._opens_section(index) else "\n"
             yield new_line + text[len(start) :]
             start = ""
             if self.ended:
@@ -560,7 +576,7 @@ class SongPlan:
 
     def constraint(self, index: int, start: str = "", rule: LineRule | None = None) -> LineConstraint:
         """写第 index 行的新约束；rule 可换掉句式里的规矩。"""
-        return LineConstraint(self.vocabulary, rule or self.rule(index), start, self.copied)
+        return LineConstraint(self.vocabulary, rule or self.rule(index), start, self.copied, self._following(index))
 
     def copied(self, line: str, new: int) -> bool:
         """写好的行再接上 line（可唱的字），末尾 new 个字里有没有哪一个使照抄超过 max_copy。"""
@@ -584,8 +600,9 @@ class SongPlan:
 
     @property
     def _main_letter(self) -> str:
-        """--rhyme 说的是这个字母的韵。"""
-        return self.form.scheme.lstrip("X")[:1]
+        """--rhyme 说的是这个字母的韵：第一个出现不止一次的；都只出现一次时是第一个。"""
+        letters = self.form.scheme.replace("X", "")
+        return next((letter for letter in letters if letters.count(letter) > 1), letters[:1])
 
     def _binds(self, letter: str) -> bool:
         return self.form.scheme.count(letter) > 1 or letter == self._main_letter
@@ -610,13 +627,23 @@ class SongPlan:
     def _opens_section(self, index: int) -> bool:
         return any(start == index for start, _, _ in self._spans())
 
-    def _repeated(self, index: int) -> str | None:
-        """重复的段落里，第 index 行照搬前面哪一行。"""
-        for place, (start, length, name) in enumerate(self._spans()):
+    def _known(self, index: int) -> str | None:
+        """不必写的一行：已定的，或重复的段落照搬前面最近的同名一段。"""
+        if index in self.fixed:
+            return self.fixed[index]
+        spans = self._spans()
+        for place, (start, length, name) in enumerate(spans):
             if start <= index < start + length and self.form.sections[place][1] == 0:
-                first = next(begin for begin, _, earlier in self._spans() if earlier == name)
-                return self.lines[first + index - start]
+                source = next(begin for begin, _, earlier in reversed(spans[:place]) if earlier == name) + index - start
+                return self.lines[source] if source < len(self.lines) else None
         return None
+
+    def _following(self, index: int) -> str:
+        """紧接在第 index 行之后的已定的行里，开头 max_copy 个可唱的字。"""
+        sung = ""
+        while len(sung) < self.max_copy and (line := self._known(index := index + 1)) is not None:
+            sung += normalise(line)
+        return sung[: self.max_copy]
 
 
 # ---------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def test_restored_model_does_not_share_memory_with_the_trained_one(model, tokeni
 
 def test_contents_are_those_of_the_design(contents, model):
     """顶层键与设计一致；权重名就是裸模型的，没有 torch.compile 或 DDP 的前缀，也没有 RoPE 表。"""
-    assert set(contents) == set("format model model_config config tokenizer iter val_loss val_bpc".split())
+    assert set(contents) == set("format model model_config config tokenizer iter val_loss val_bpc data".split())
     assert set(contents["model"]) == {name for name, _ in model.named_parameters()}
     assert not [name for name in contents["model"] if "_orig_mod." in name or name.startswith("module.")]
 
@@ -177,7 +177,7 @@ def test_missing_files_and_folders_are_refused(tmp_path):
     refused(tmp_path)
 
 
-@pytest.mark.parametrize("key", "model model_config config tokenizer iter val_loss val_bpc".split())
+@pytest.mark.parametrize("key", "model model_config config tokenizer iter val_loss val_bpc data".split())
 def test_a_missing_or_mistyped_key_is_named(contents, tmp_path, key):
     """缺了哪一项，或哪一项类型不对，就写出哪一项。"""
     path = tmp_path / BEST
