@@ -17,7 +17,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,7 +160,7 @@ class Subject:
             self.tokenizer.token_bytes, self.tokenizer.newline_id, self.tokenizer.eos_id
         )
         self.written: dict[str, list[str]] = {}
-        self.distributions: dict[str, tuple[list[int], list[str]]] = {}
+        self.distributions: dict[str, tuple[list[int], list[str | None]]] = {}
 
     def sampling(self, number: int) -> generation.Sampling:
         """第 number 首的抽样设置。"""
@@ -231,6 +230,10 @@ def load(options: dict[str, Any]) -> Subject:
     """读检查点，备好语料：分词器与划分都照检查点的，从不重训分词器。"""
     display = runtime.Display(sys.stderr)
     device = runtime.pick_device(options["device"])
+    if not options["checkpoint"].is_file():
+        raise UserError(
+            f"找不到检查点：{options['checkpoint']}；请先训练（python train.py），或用 --checkpoint 指明文件"
+        )
     contents = checkpoint.load(options["checkpoint"])
     model, tokenizer = checkpoint.restore(contents, options["checkpoint"])
     if options["dtype"] == "int8" and device.type != "cpu":
@@ -249,13 +252,14 @@ def load(options: dict[str, Any]) -> Subject:
             return getattr(configuration, name.upper())
 
     def folder(name: str) -> Path:
-        recorded = setting(name)
-        default = recorded if recorded.is_dir() else configuration.REPOSITORY / getattr(configuration, name.upper())
-        return options[name] or default
+        recorded = configuration.REPOSITORY / setting(name)
+        default = configuration.REPOSITORY / getattr(configuration, name.upper())
+        return options[name] or (recorded if recorded.is_dir() else default)
 
+    options |= {name: folder(name) for name in ("lyrics_dir", "cache_dir")}
     corpus = data.prepare(
-        folder("lyrics_dir"),
-        folder("cache_dir"),
+        options["lyrics_dir"],
+        options["cache_dir"],
         configuration.REPOSITORY / f"{configuration.BPE_MODEL_PREFIX}.model",  # 给了分词器，就不会动它
         setting("bpe_vocab_size"),
         setting("val_fraction"),
@@ -264,8 +268,7 @@ def load(options: dict[str, Any]) -> Subject:
         progress=display.progress,
     )
     if contents.get("corpus", corpus.fingerprint) != corpus.fingerprint:
-        display.line(f"注意：{folder('lyrics_dir')} 的内容与检查点训练时的不同，「留出」的歌可能训练过")
-    options |= {"lyrics_dir": folder("lyrics_dir"), "cache_dir": folder("cache_dir")}
+        display.line(f"注意：{options['lyrics_dir']} 的内容与检查点训练时的不同，「留出」的歌可能训练过")
     return Subject(options, model, corpus, setting("eval_iters") * setting("batch_size"), display)
 
 
@@ -297,12 +300,7 @@ def ratio(numerator: str, denominator: str) -> Callable[[Columns], float]:
 
 def mean(name: str) -> Callable[[Columns], float]:
     """各首的平均；量不出的（nan）不计。"""
-
-    def value(columns: Columns) -> float:
-        found = columns[name][~np.isnan(columns[name])]
-        return float(found.mean()) if len(found) else math.nan
-
-    return value
+    return lambda columns: float(np.nanmean(columns[name])) if not np.isnan(columns[name]).all() else math.nan
 
 
 def quantile(name: str, share: float) -> Callable[[Columns], float]:
@@ -439,25 +437,13 @@ def distinct(text: str, n: int) -> float:
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
-@dataclass
-class Written:
-    """量的一首：首行之后的文字。
-
-    Attributes:
-        ended: 在 max_tokens 之内收尾。
-    """
-
-    text: str
-    ended: bool
-
-    @property
-    def lines(self) -> list[str]:
-        """写完的各行：被截断的最后一行不计，除非只有它。"""
-        text = self.text if self.ended else self.text.rpartition("\n")[0] or self.text
-        return [line for line in lyrics.lines_of(text) if lyrics.normalise(line)]
+def whole_lines(text: str, ended: bool) -> list[str]:
+    """写完的各行，须有字；没有收尾（被截断）的歌，最后一行不计，除非只有它。"""
+    whole = text if ended else text.rpartition("\n")[0] or text
+    return [line for line in lyrics.lines_of(whole) if lyrics.normalise(line)]
 
 
-def measure_song(song: Written, training_lines: set[str], copies: CopyIndex) -> dict[str, float]:
+def measure_song(lines: Sequence[str], ended: bool, training_lines: set[str], copies: CopyIndex) -> dict[str, float]:
     """一首的各个数。
 
     - dominant：末字属于全首最常见的一辙的行数；rhymed_pairs：相邻两行同辙的对数（辙见 `lyrics.rhyme_class`）。
@@ -466,7 +452,6 @@ def measure_song(song: Written, training_lines: set[str], copies: CopyIndex) -> 
       全首一起数，即 seq-rep-4（Welleck 等 2020）。
     - known：整行（只看字）见于训练集的行数；copied：与训练集里某一首连续相同的最多字数，可以跨行。
     """
-    lines = song.lines
     counts = [lyrics.sung_count(line) for line in lines]
     classes = [lyrics.rhyme_class(line) for line in lines]
     sung = lyrics.normalise("".join(lines))
@@ -483,7 +468,7 @@ def measure_song(song: Written, training_lines: set[str], copies: CopyIndex) -> 
         "repeated_4": 1 - distinct(sung, 4),
         "known": sum(lyrics.normalise(line) in training_lines for line in lines),
         "copied": copies.longest(sung, training_only=True).length,
-        "ended": song.ended,
+        "ended": ended,
     }
 
 
@@ -494,29 +479,29 @@ def measure_songs(subject: Subject) -> list[Row]:
     if not able:
         raise UserError("留出的歌都只有一行，没有可比的下文")
     chosen = random.Random(subject.options["seed"]).sample(able, min(count, len(able)))
-    shares = [len(range(place, count, len(chosen))) for place in range(len(chosen))]
-    model, human, written = [], [], 0
-    for text, share in zip(chosen, shares, strict=True):
+    sides: dict[str, list[tuple[list[str], bool]]] = {"模型": [], "真人": []}
+    written = subject.written["songs"] = []
+    for place, text in enumerate(chosen):
         first, _, rest = text.partition("\n")
-        model += [Written(*song) for song in subject.write(first + "\n", share, written)]
-        written += share
-        tokens = tokenizer.encode(rest)
-        most = subject.options["max_tokens"]
-        human.append(Written(tokenizer.decode(tokens[:most]), len(tokens) < most))
-        subject.written.setdefault("songs", []).extend(first + "\n" + song.text for song in model[-share:])
-    sides = {"模型": model, "真人": human}
-    wanted = {lyrics.normalise(line) for songs in sides.values() for song in songs for line in song.lines}
-    known = {found for song in subject.train for line in song.text.split("\n")
-             if (found := lyrics.normalise(line)) in wanted}  # fmt: skip
+        for song, ended in subject.write(first + "\n", len(range(place, count, len(chosen))), len(written)):
+            written.append(first + "\n" + song)
+            sides["模型"].append((whole_lines(song, ended), ended))
+        tokens, most = tokenizer.encode(rest), subject.options["max_tokens"]
+        ended = len(tokens) < most
+        sides["真人"].append((whole_lines(tokenizer.decode(tokens[:most]), ended), ended))
+    lines = {side: [line for song, _ in songs for line in song] for side, songs in sides.items()}
+    subject.distributions = {
+        side: ([lyrics.sung_count(line) for line in some], [lyrics.rhyme_class(line) for line in some])
+        for side, some in lines.items()
+    }
+    wanted = {lyrics.normalise(line) for some in lines.values() for line in some}
+    known = wanted.intersection(lyrics.normalise(line) for song in subject.train for line in song.text.split("\n"))
     copies = subject.copies()
-    for side, songs in sides.items():
-        lines = [line for song in songs for line in song.lines]
-        classes = [lyrics.rhyme_class(line) or "" for line in lines]
-        subject.distributions[side] = [lyrics.sung_count(line) for line in lines], classes
-    return rows_of(
-        SONG_METRICS,
-        {side: table_of([measure_song(song, known, copies) for song in songs]) for side, songs in sides.items()},
-    )
+    columns = {
+        side: table_of([measure_song(song, ended, known, copies) for song, ended in songs])
+        for side, songs in sides.items()
+    }
+    return rows_of(SONG_METRICS, columns)
 
 
 # ---------------------------------------------------------------------------
