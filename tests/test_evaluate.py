@@ -260,9 +260,9 @@ def test_the_index_is_built_once_and_again_when_the_corpus_changes(measure, plac
     assert "已建照抄索引" not in measure("--only", "index")[2]
     tokenizer = checkpoint.restore(checkpoint.load(place / "checkpoints/best.pt"), place)[1]
     copies = CopyIndex.load(place / "copies", tokenizer.fingerprint)
-    song = json.loads((corpus / "songs0.json").read_text(encoding="utf-8"))[3]
+    song = json.loads((corpus / "songs0.json").read_text(encoding="utf-8"))[0]
     assert copies.longest(lyrics.normalise("".join(song["lyric"]))).length == len("".join(song["lyric"]))
-    labels = {copies.label(number) for number in range(40)}
+    labels = {copies.label(number) for number in range(30)}
     assert any(label.startswith("《歌") and "》人" in label for label in labels)
     assert any(label.startswith("「") for label in labels)
     other = write_corpus(tmp_path / "more", 44)
