@@ -69,6 +69,7 @@ ROUNDS = 1000  # 自助法重抽几次
 DISTINCT_CHARACTERS = 50  # distinct-n 只看这么多字：它随文字变长而下降，长短不一就不可比
 BATCH = 32  # 成批写歌、成批算困惑度时几首一批
 MOST_LOGITS = 2**26  # 算困惑度时一次至多展开这么多个 logits
+LONGEST_BAR = 24  # 画行长时，再长的行都算在这里
 CHINESE_FONTS = "Noto Sans CJK,Noto Sans SC,Source Han Sans,WenQuanYi,Microsoft YaHei,SimHei,PingFang,Heiti,Songti"
 
 Columns = Mapping[str, np.ndarray]  # 每项一列，一首（或一个窗口）一个数
@@ -370,7 +371,7 @@ def nats_of(model: GPT, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         logits = model(torch.from_numpy(x[start : start + rows]).to(device)).float()  # (b, T, V)
         targets = torch.from_numpy(y[start : start + rows]).to(device)
         losses = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=data.IGNORED, reduction="none")
-        found.append(losses.double().sum(dim=1).cpu().numpy())
+        found.append(losses.cpu().double().sum(dim=1).numpy())
     return np.concatenate(found)
 
 
@@ -735,7 +736,7 @@ def plot(path: Path, metrics: Path, subject: Subject) -> None:
     for place, (side, name) in enumerate(sides.items()):
         lengths, classes = subject.distributions[side]
         bars = (
-            (1, np.bincount(np.minimum(lengths, 24), minlength=25)),
+            (1, np.bincount(np.minimum(np.array(lengths, int), LONGEST_BAR), minlength=LONGEST_BAR + 1)),
             (2, [classes.count(c) for c in lyrics.RHYME_CLASSES]),
         )
         for column, counts in bars:
@@ -743,6 +744,7 @@ def plot(path: Path, metrics: Path, subject: Subject) -> None:
             axes[0, column].bar(np.arange(len(heights)) + 0.4 * (place - 0.5), heights, 0.4, label=name)
     if sides:
         axes[0, 1].set(title=label("每行字数", "characters per line"))
+        axes[0, 1].set_xticks(range(0, LONGEST_BAR + 1, 4), [*range(0, LONGEST_BAR, 4), f"≥{LONGEST_BAR}"])
         axes[0, 2].set(title=label("行末的辙", "rhyme class of the last character"))
         names = [label(name, finals.split()[0]) for name, finals in lyrics.RHYME_CLASSES.items()]
         axes[0, 2].set_xticks(range(len(names)), names)

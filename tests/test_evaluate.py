@@ -61,10 +61,10 @@ def copies_of(folder: Path, songs: list[str], own: int) -> CopyIndex:
 
 
 def test_a_song_measured_by_hand(tmp_path):
-    """四行：月、雪、夜（乜斜）与 风（中东）；一行照搬训练集，一行照搬留出的歌。"""
+    """四行：月、雪、夜（乜斜）与 风（中东）；一行照搬训练集，前两行照搬留出的歌。"""
     lines = ["今夜的明月", "远山有雪", "吹过一阵风", "今夜的长夜"]
     training = ["听见歌声吹过一阵风 停了", "远山有人"]
-    copies = copies_of(tmp_path, [*training, "今夜的长夜"], own=2)
+    copies = copies_of(tmp_path, [*training, "今夜的明月远山有雪"], own=2)
     found = evaluate.measure_song(lines, True, {"吹过一阵风"}, copies)
     assert found["lines"] == 4
     assert found["dominant"] == 3
