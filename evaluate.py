@@ -249,12 +249,14 @@ def load(options: dict[str, Any]) -> Subject:
         """检查点记下的值；没有或不合规则时是 config.py 的。"""
         try:
             return configuration.convert(stored[name], configuration.RULES[name.upper()])
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, OverflowError):
             return getattr(configuration, name.upper())
 
     def folder(name: str) -> Path:
         recorded = configuration.REPOSITORY / setting(name)
         default = configuration.REPOSITORY / getattr(configuration, name.upper())
+        if options[name] is None and not recorded.is_dir():
+            display.line(f"检查点里记的 {name} {recorded} 不在，改用 {default}")
         return options[name] or (recorded if recorded.is_dir() else default)
 
     options |= {name: folder(name) for name in ("lyrics_dir", "cache_dir")}

@@ -271,6 +271,18 @@ def test_the_index_is_built_once_and_again_when_the_corpus_changes(measure, plac
     assert "训练时的不同" in err
 
 
+def test_a_checkpoint_from_another_machine(place, tmp_path, monkeypatch, capsys):
+    """检查点里记的文件夹不在这台机器上：说一句，改用 config.py 的。"""
+    contents = checkpoint.load(place / "checkpoints/best.pt")
+    contents["config"] |= {"lyrics_dir": str(tmp_path / "gone"), "cache_dir": str(tmp_path / "away"), "eval_iters": "x"}
+    checkpoint.save(tmp_path / "best.pt", contents)
+    monkeypatch.setattr(evaluate.configuration, "CACHE_DIR", str(tmp_path / "cache"))
+    assert evaluate.main(["--checkpoint", str(tmp_path / "best.pt"), "--only", "loss", "--device", "cpu"]) == 0
+    err = capsys.readouterr().err
+    assert f"gone 不在，改用 {REPOSITORY / 'ChineseLyrics'}" in err
+    assert (tmp_path / "cache" / "val.bin").exists()
+
+
 def test_the_picture(measure, tmp_path):
     """三幅并列的图；只量损失时只有曲线。"""
     pytest.importorskip("matplotlib")
