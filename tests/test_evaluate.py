@@ -299,9 +299,9 @@ def test_the_picture(measure, tmp_path):
 
 def test_loss_curves_skip_what_they_cannot_read(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(
-        '{"iter": 1, "train_loss": 3.5}\n半行{\n{"iter": 2, "val_loss": 3.0}\n{"iter": 3, "val_loss": null}\n[1]\n{"train_loss": 1.0}\n'
-    )
+    lines = ['{"iter": 1, "train_loss": 3.5}', "半行{", '{"iter": 2, "val_loss": 3.0}']
+    lines += ['{"iter": 3, "val_loss": null}', "[1]", '{"train_loss": 1.0}']
+    path.write_text("\n".join(lines), encoding="utf-8")
     assert evaluate.loss_curves(path) == {"train_loss": [(1, 3.5)], "val_loss": [(2, 3.0)]}
     assert evaluate.loss_curves(tmp_path / "none") == {"train_loss": [], "val_loss": []}
 
