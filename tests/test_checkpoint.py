@@ -177,7 +177,7 @@ def test_missing_files_and_folders_are_refused(tmp_path):
     refused(tmp_path)
 
 
-@pytest.mark.parametrize("key", "model model_config config tokenizer iter val_loss val_bpc data".split())
+@pytest.mark.parametrize("key", "model model_config config tokenizer iter val_loss val_bpc".split())
 def test_a_missing_or_mistyped_key_is_named(contents, tmp_path, key):
     """缺了哪一项，或哪一项类型不对，就写出哪一项。"""
     path = tmp_path / BEST
@@ -185,6 +185,15 @@ def test_a_missing_or_mistyped_key_is_named(contents, tmp_path, key):
     assert key in refused(path)
     torch.save({**contents, key: [1]}, path)
     assert key in refused(path)
+
+
+def test_statistics_of_the_corpus_are_optional_numbers(contents, tmp_path):
+    """早先的检查点没有语料的统计；有就必须是数。"""
+    path = tmp_path / BEST
+    torch.save({name: value for name, value in contents.items() if name != "data"}, path)
+    assert checkpoint.load(path)["data"] == {}
+    torch.save({**contents, "data": {"songs": "很多"}}, path)
+    assert "data" in refused(path)
 
 
 def changed(contents: dict, section: str, **values) -> dict:

@@ -8,6 +8,7 @@ import pytest
 
 import benchmark
 import config
+import evaluate
 import export
 import inference
 
@@ -88,6 +89,7 @@ def test_commands_use_real_flags():
         "inference": inference.FLAGS,
         "benchmark": benchmark.FLAGS,
         "export": export.FLAGS,
+        "evaluate": evaluate.FLAGS,
     }
     for block in re.findall(r"```bash\n(.*?)```", README, re.S):
         for name, arguments in re.findall(r"(\w+)\.py([^|&;#\n]*)", block):

@@ -348,7 +348,7 @@ def test_latest_keys_follow_the_contract(run):
     _, _, directory = run("keys", "--train_iters", "1")
     best = torch.load(directory / "best.pt", weights_only=True)
     latest = torch.load(directory / "latest.pt", weights_only=True)
-    promised = {"format", "model", "model_config", "config", "tokenizer", "iter", "val_loss", "val_bpc"}
+    promised = {"format", "model", "model_config", "config", "tokenizer", "iter", "val_loss", "val_bpc", "data"}
     assert set(best) == promised
     resuming = {"optimizer", "scaler", "rng", "best_val_loss", "best_val_bpc", "corpus", "run_id"}
     resuming |= {"evaluation_due", "skipped_steps"}
