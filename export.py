@@ -47,7 +47,11 @@ SAMPLE_TOKENS = 100
 
 
 def main(argv: Sequence[str]) -> int:
-    argv = [f"{argument}=true" if argument == "--force" else argument for argument in argv]
+    bare = [
+        argument == "--force" and after not in ("true", "false")
+        for argument, after in zip(argv, [*argv[1:], ""], strict=True)
+    ]
+    argv = ["--force=true" if alone else argument for argument, alone in zip(argv, bare, strict=True)]
     given = configuration.parse_flags(FLAGS, argv, "export.py", DESCRIPTION)
     options = {flag.name: given.get(flag.name, flag.default) for flag in FLAGS}
     kind, out = options["format"], options["out"]

@@ -173,7 +173,7 @@ def test_what_is_there_is_not_overwritten(trained, tmp_path):
     out = tmp_path / "hf"
     out.mkdir()
     (out / "论文.txt").write_text("别删")
-    for argument in ([], ["--force"]):
+    for argument in ([], ["--force"], ["--force", "false"], ["--force=false"]):
         with pytest.raises(UserError, match="hf"):
             export.main(["--checkpoint", str(trained), "--out", str(out), *argument])
         assert [path.name for path in out.iterdir()] == ["论文.txt"]
