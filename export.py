@@ -10,7 +10,6 @@
 import importlib.util
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,22 +40,21 @@ FLAGS = [
     ),
     Flag("force", False, configuration.BOOLEAN, "换掉已有的文件或文件夹"),
 ]
+EXPORTED = "README.md config.json generation_config.json model.safetensors tokenizer.json tokenizer_config.json".split()
 PACKAGES = {"hf": ("transformers", "safetensors"), "gguf": ("gguf",)}
 SAMPLE_PROMPT = "今夜我"
 SAMPLE_TOKENS = 100
 
 
 def main(argv: Sequence[str]) -> int:
-    bare = [
-        argument == "--force" and after not in ("true", "false")
-        for argument, after in zip(argv, [*argv[1:], ""], strict=True)
-    ]
-    argv = ["--force=true" if alone else argument for argument, alone in zip(argv, bare, strict=True)]
     given = configuration.parse_flags(FLAGS, argv, "export.py", DESCRIPTION)
     options = {flag.name: given.get(flag.name, flag.default) for flag in FLAGS}
-    kind, out = options["format"], options["out"]
+    kind, out = options["format"], options["out"] and options["out"].resolve()
     dtype = options["dtype"] or {"hf": "fp32", "gguf": "fp16"}[kind]
-    refuse(kind, dtype, out, options["force"])
+    try:
+        refuse(kind, dtype, out, options["force"])
+    except OSError as error:
+        raise UserError(f"看不了 {out}：{error.strerror}") from None
     root = Path.cwd() if "checkpoint" in given else configuration.REPOSITORY
     path = root / options["checkpoint"]
     contents = checkpoint.load(path)
@@ -66,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         put_in_place(out, lambda temporary: write(temporary, model, tokenizer, contents, dtype))
     except OSError as error:
-        raise UserError(f"写不进 {out}：{error.strerror or error}") from None
+        raise UserError(f"写不进 {out}：{error.strerror or '磁盘满了？'}") from None
     print(f"已写好 {out}（{kind}，{dtype}，第 {contents['iter']} 步）")
     return 0
 
@@ -89,20 +87,34 @@ def refuse(kind: str, dtype: str, out: Path | None, force: bool) -> None:
     taken = out.is_file() or (out.is_dir() and any(out.iterdir()))
     if taken and not force:
         raise UserError(f"{out} 已存在；加 --force 换掉它，或换一个 --out")
-    if kind == "hf" and force and taken and not (out / "config.json").is_file():
-        raise UserError(f"{out} 不像是以前导出的文件夹（没有 config.json），没有动它；请换一个 --out")
+    if out.exists() and not (out.is_file() or out.is_dir()):
+        raise UserError(f"{out} 不是普通的文件，没有动它；请换一个 --out")
+    if kind == "gguf" and taken and not _is_gguf(out):
+        raise UserError(f"{out} 不是 GGUF 文件，没有动它；请换一个 --out")
+    if kind == "hf" and taken and not {"config.json"} <= {entry.name for entry in out.iterdir()} <= set(EXPORTED):
+        raise UserError(f"{out} 里有不是导出的东西，没有动它；请换一个 --out")
+
+
+def _is_gguf(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) == b"GGUF"
 
 
 def put_in_place(out: Path, write: Callable[[Path], None]) -> None:
     """先写在旁边，写完才换上：中途停下不留下半个。"""
-    out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         temporary = Path(folder) / out.name
         write(temporary)
+        old = Path(folder) / "old"  # 随临时文件夹一起删去
         if out.is_dir():
-            shutil.rmtree(out)
-        temporary.replace(out)
+            out.rename(old)
+        try:
+            temporary.replace(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
 
 
 # ---------------------------------------------------------------------------
@@ -112,6 +124,7 @@ def put_in_place(out: Path, write: Callable[[Path], None]) -> None:
 
 def write_hf(folder: Path, model: GPT, tokenizer: Tokenizer, contents: dict[str, Any], dtype: str) -> None:
     """config.json、model.safetensors、分词器、generation_config.json 与模型卡。"""
+    from safetensors import SafetensorError
     from transformers import GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM
     from transformers.utils import logging
 
@@ -129,7 +142,10 @@ def write_hf(folder: Path, model: GPT, tokenizer: Tokenizer, contents: dict[str,
         max_new_tokens=generation.Sampling.max_tokens,
         suppress_tokens=tokenizer.never_written,
     )
-    neox.to(WRITING_DTYPES[dtype]).save_pretrained(folder)
+    try:
+        neox.to(WRITING_DTYPES[dtype]).save_pretrained(folder)
+    except SafetensorError as error:  # 写文件的错误，却不是 OSError
+        raise OSError(str(error)) from None
     hf_tokenizer(tokenizer, model.config.max_seq_len).save_pretrained(folder)
     # 4.x 版的 transformers 认这几个旧名称；缺了 rotary_pct，它会不声不响地只转四分之一的维
     rotary = {"rotary_pct": 1.0, "rotary_emb_base": model.config.rope_base}
@@ -184,6 +200,7 @@ def hf_tokenizer(tokenizer: Tokenizer, max_length: int) -> Any:
         additional_special_tokens=[processor.id_to_piece(index) for index in controls[2:]],
         model_max_length=max_length,
         clean_up_tokenization_spaces=False,
+        padding_side="left",  # 成批续写时，短的补在左边
         model_input_names=["input_ids", "attention_mask"],
     )
 
@@ -219,7 +236,7 @@ song = model.generate(**tokenizer("今夜我", return_tensors="pt"))
 print(tokenizer.decode(song[0], skip_special_tokens=True))
 ```
 
-一首歌是 `<s> [<title>歌名] [<singer>歌手] <lyric>行\\n行\\n…</s>`。分词器自动在开头加上 `<s><lyric>`；\
+一首歌是 `<s>[<title>歌名][<singer>歌手]<lyric>行\\n行\\n…</s>`，方括号里的可省。分词器自动在开头加上 `<s><lyric>`；\
 要写明歌名、歌手，用 `add_special_tokens=False` 并自己写全开头。用户写的 `<lyric>` 之类在这里会被认作控制词元，\
 U+2581（▁）会被当作空格，其余文字的切分与训练时完全相同。
 """
@@ -241,6 +258,7 @@ def model_card(model: GPT, tokenizer: Tokenizer, contents: dict[str, Any]) -> st
             f"训练 {statistics.get('train_songs', 0):,} 首，留出 {statistics.get('val_songs', 0):,} 首"
         )
     batch = trained.get("batch_size")
+    origin = "由另一个检查点微调的" if trained.get("init_from") else "从零训练的"
     steps = f"{contents['iter']} 步" + (f"，每步 {batch} × {trained.get('max_seq_len')} 词元" if batch else "")
     return f"""---
 language: zh
@@ -252,7 +270,7 @@ license: other
 
 # 中文歌词模型
 
-从零训练的中文歌词模型：{c.n_layers} 层 × {c.n_embed} 维 × {c.n_heads} 头，上下文 {c.max_seq_len} 词元；\
+{origin}中文歌词模型：{c.n_layers} 层 × {c.n_embed} 维 × {c.n_heads} 头，上下文 {c.max_seq_len} 词元；\
 参数 {inside / 1e6:.1f}M，另有词嵌入 {embedding / 1e6:.1f}M。结构是顺序残差的 GPT-NeoX。
 
 | | |

@@ -149,6 +149,10 @@ def find_previous_run(config: Any) -> tuple[dict[str, Any] | None, dict[str, Any
     """
     latest = config.checkpoint_dir / LATEST
     if not config.resume or not latest.exists():
+        if config.init_from is not None and config.init_from.resolve().parent == config.checkpoint_dir.resolve():
+            raise UserError(
+                f"INIT_FROM 就在 {config.checkpoint_dir} 里，开始训练会把它移走：请另给一个 --checkpoint_dir"
+            )
         initial = checkpoint.load(config.init_from) if config.init_from is not None else None
         if initial is not None:
             checkpoint.restore(initial, config.init_from)  # 不合用的现在就说，不等语料备好
@@ -200,15 +204,25 @@ def require_writable_folders(config: Any) -> None:
             raise UserError(f"文件夹 {folder} 没有写权限")
 
 
+def origin_of(config: dict[str, Any]) -> str | None:
+    """INIT_FROM 相对检查点文件夹的位置：整个文件夹搬走、换一种写法，还是同一个。"""
+    if config.get("init_from") is None:
+        return None
+    return os.path.relpath(os.path.realpath(config["init_from"]), os.path.realpath(config.get("checkpoint_dir", ".")))
+
+
 def refuse_if_different(previous: dict[str, Any], config: Any) -> None:
     """架构、词表、优化器或语料与检查点不同时拒绝开始，列出差别和出路。"""
     now = configuration.as_plain_dict(config)
     differences = [
         f"  {name.upper()}：检查点 {previous['config'].get(name)}，现在 {now[name]}"
-        for name in (*ARCHITECTURE, "bpe_vocab_size", "optimizer", "init_from")
+        for name in (*ARCHITECTURE, "bpe_vocab_size", "optimizer")
         if previous["config"].get(name) != now[name]
     ]
     ways = ["  改回原来的设置", "  --resume false：旧结果移入 archive-…/，从头训练"]
+    if origin_of(previous["config"]) != origin_of(now):  # 别的差别多半由此而来
+        differences = [f"  INIT_FROM：检查点 {previous['config'].get('init_from')}，现在 {now['init_from']}"]
+        ways.insert(1, "  --checkpoint_dir 换一个文件夹：这次训练另存，旧的不动")
     if previous["corpus"] != data.corpus_fingerprint(config.lyrics_dir, config.val_fraction):
         if previous["config"].get("val_fraction") != config.val_fraction:
             was = previous["config"].get("val_fraction")

@@ -178,8 +178,19 @@ def test_what_is_there_is_not_overwritten(trained, tmp_path):
             export.main(["--checkpoint", str(trained), "--out", str(out), *argument])
         assert [path.name for path in out.iterdir()] == ["论文.txt"]
     (out / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="没有动它"):
+        export.main(["--checkpoint", str(trained), "--out", str(out), "--force"])
+    (out / "论文.txt").unlink()
     assert export.main(["--checkpoint", str(trained), "--out", str(out), "--force"]) == 0
-    assert not (out / "论文.txt").exists()
+    assert sorted(path.name for path in out.iterdir()) == sorted(export.EXPORTED)
+    before = trained.read_bytes()
+    with pytest.raises(UserError, match="没有动它"):  # 把检查点自己盖掉
+        export.main(["--checkpoint", str(trained), "--out", str(trained), "--format", "gguf", "--force"])
+    assert trained.read_bytes() == before
+    link = tmp_path / "link"
+    link.symlink_to(out)
+    assert export.main(["--checkpoint", str(trained), "--out", str(link), "--force", "true"]) == 0
+    assert link.is_symlink()
     file = tmp_path / "a.gguf"
     file.write_bytes(b"x")
     with pytest.raises(UserError, match="--force"):

@@ -61,14 +61,26 @@ def test_resumes_with_the_same_command(run, base, tmp_path):
 def test_another_run_in_the_folder_is_refused(run, base, tmp_path):
     """文件夹里是别的训练（例如正是原来那次）：不当作这次微调接着训练，也不盖掉它。"""
     before = base.read_bytes()
-    with pytest.raises(UserError, match="INIT_FROM"):
-        run("base", "--init_from", str(base), "--train_iters", "20")
+    for options in (["--train_iters", "20"], ["--resume", "false"]):
+        with pytest.raises(UserError, match="INIT_FROM") as error:
+            run("base", "--init_from", str(base), *options)
+        assert "--checkpoint_dir" in str(error.value)
+        assert "BPE_VOCAB_SIZE" not in str(error.value)
+    (base.parent / "latest.pt").unlink()
+    with pytest.raises(UserError, match="--checkpoint_dir"):
+        run("base", "--init_from", str(base))
     assert base.read_bytes() == before
-    code, out, _ = run("base", "--init_from", str(base), "--resume", "false")
-    assert code == 0
-    assert "已移入" in out
-    (archived,) = base.parent.glob("archive-*/best.pt")
-    assert archived.read_bytes() == before
+    assert not list(base.parent.glob("archive-*"))
+
+
+def test_the_same_base_under_another_name_resumes(run, base, tmp_path):
+    """换一种写法指同一个检查点，不算另一次训练。"""
+    run("tuned", "--init_from", str(base), "--train_iters", "2")
+    link = tmp_path / "link"
+    link.symlink_to(base.parent)
+    for name in (link / "best.pt", tmp_path / "tuned" / ".." / "base" / "best.pt"):
+        code, _, _ = run("tuned", "--init_from", str(name), "--train_iters", "2")
+        assert code == 0
 
 
 def test_a_missing_or_damaged_checkpoint_is_one_line(run, base, tmp_path):
