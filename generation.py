@@ -114,14 +114,14 @@ def decode_one(model: GPT, token: Tensor, cache: KVCache) -> Tensor:
 class _Context:
     """生成到目前为止的前文与它的 KV 缓存；缓存满时留下后一半，重新算起，歌可以一直写下去。"""
 
-    def __init__(self, model: GPT, prompt: Sequence[int], rows: int, budget: int) -> None:
+    def __init__(self, model: GPT, prompt: Sequence[int], budget: int) -> None:
         self.model = model
         self.limit = model.config.max_seq_len
-        self.tokens = torch.tensor([list(prompt)] * rows, device=model.embedding.weight.device)  # (B, T)
+        self.tokens = torch.tensor([list(prompt)], device=model.embedding.weight.device)  # (B, T)，先只有一行
         self.capacity = min(self.limit, len(prompt) + budget)
 
     def start(self) -> Tensor:
-        """提示词之后的 logits (B, V)。"""
+        """提示词之后的 logits (1, V)。"""
         return self._refill(min(self.tokens.size(1), self.limit))
 
     def append(self, token: Tensor) -> Tensor:
@@ -199,14 +199,17 @@ def generate(
     unfinished = _mask([*banned_ids, stop_id], vocab_size, device)  # 写满 min_tokens 之前禁用的
     punishable = ~_mask(unpunished_ids, vocab_size, device)
     rows = list(range(num_samples))  # 还在写的是第几首
-    context = _Context(model, prompt, num_samples, sampling.max_tokens)
+    context = _Context(model, prompt, sampling.max_tokens)
+    logits = context.start()
+    if num_samples > 1:  # 几首的前文相同：只读一遍
+        context = context.branch(num_samples, sampling.max_tokens)
+        logits = logits.expand(num_samples, -1)
     seen = None
     if sampling.repetition_penalty != 1.0:
         seen = torch.zeros(num_samples, vocab_size, dtype=torch.bool, device=device)
         seen.scatter_(1, context.tokens, True)
         seen &= punishable
 
-    logits = context.start()
     for step in range(sampling.max_tokens):
         uniform = torch.cat([torch.rand(1, generator=generators[row]) for row in rows]).to(device)
         forbidden = unfinished if step < sampling.min_tokens else banned
@@ -295,7 +298,7 @@ class Composer:
         self._punishable = ~_mask(unpunished_ids, vocab_size, device)
         self._generator = torch.Generator().manual_seed(sampling.seed)
         with torch.inference_mode():
-            self._context = _Context(model, prompt, 1, model.config.max_seq_len)
+            self._context = _Context(model, prompt, model.config.max_seq_len)
             self._logits = self._context.start()  # (1, V)
 
     @torch.inference_mode()
@@ -362,7 +365,7 @@ class Composer:
         rows = rows.to(self._logits.device)
         base, logits = self._context, self._logits
         if base.cache.length + length - 1 > limit:
-            base = _Context(base.model, base.tokens[0, length - 1 - limit :].tolist(), 1, 0)
+            base = _Context(base.model, base.tokens[0, length - 1 - limit :].tolist(), 0)
             logits = base.start()
         context = base.branch(len(rows), length)
         hidden = context.model.hidden(rows[:, :-1], context.cache) if length > 1 else None
