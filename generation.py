@@ -3,6 +3,7 @@
 一级一级往上：adjust_logits → sample → prefill → decode_one → generate；一行一行地写、每行守约束的是 Composer。
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import GPT, KVCache
+from model import GPT, KVCache, StaticCache
 
 LOWEST_TEMPERATURE = 1e-6  # 更低的温度会在 float32 里溢出；这么低已与贪心无异
 CANDIDATES = 512  # 排好一万个概率要 0.6 毫秒；top_p 多半只用到最前面这么多，不够时才全排
@@ -111,6 +112,68 @@ def decode_one(model: GPT, token: Tensor, cache: KVCache) -> Tensor:
     return prefill(model, token[:, None], cache)
 
 
+def _use_graph(device: torch.device, wanted: bool | None, tokens: int, songs: int) -> bool:
+    """要不要录 CUDA 图；wanted 为 None 时自定：录一次约合十来步，太短不值；批次大到一步的时间不在启动上时也不值。"""
+    return device.type == "cuda" and (tokens >= 32 and songs <= 64 if wanted is None else wanted)
+
+
+def _record(step: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
+    """把一步录成 CUDA 图：返回重放它的函数，与每次重放后结果所在的张量。"""
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # 录之前先在旁边的流上走几步，让各个库备好工作区
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = step()
+    return graph.replay, result
+
+
+class _GraphStep:
+    """解码一步的 CUDA 图。GPU 上一步的两百多个内核各只有几微秒，时间花在逐个启动上；图只启动一次。
+
+    写完的歌留在批次里，结果不用：换了形状就要重录。
+    """
+
+    def __init__(self, model: GPT, cache: KVCache) -> None:
+        self.cache, self.static = cache, StaticCache(cache)
+        device, count = cache.entries.device, cache.entries.size(2)
+        self.rows = torch.arange(count, device=device)  # 还在写的
+        self.token = torch.zeros(count, 1, dtype=torch.int64, device=device)
+        self.replay, self.logits = _record(lambda: prefill(model, self.token, self.static), device)
+
+    def __call__(self, token: Tensor) -> Tensor:
+        """同 decode_one。"""
+        self.token[self.rows] = token[:, None]
+        self.static.position.fill_(self.cache.length)
+        self.replay()
+        self.cache.length += 1
+        return self.logits[self.rows]
+
+
+def _graph_step(model: GPT, cache: KVCache) -> _GraphStep | None:
+    """录好的一步；录不成，或试一步与逐个启动内核的结果不符，说明原因并返回 None。"""
+    length = cache.length
+    token = torch.zeros(cache.entries.size(2), dtype=torch.int64, device=cache.entries.device)
+    expected = decode_one(model, token, cache).float()
+    cache.length = length  # 试写的不算，之后会盖掉
+    try:
+        graph = _GraphStep(model, cache)
+        found = graph(token).float()
+        if (found - expected).norm() <= 0.02 * expected.norm():
+            return graph
+        problem = "结果不符"
+    except RuntimeError as error:
+        problem = str(error)
+    finally:
+        cache.length = length
+    warnings.warn(f"用不了 CUDA 图，照旧逐个启动内核：{problem}", stacklevel=2)
+    return None
+
+
 class _Context:
     """生成到目前为止的前文与它的 KV 缓存；缓存满时留下后一半，重新算起，歌可以一直写下去。"""
 
@@ -119,6 +182,7 @@ class _Context:
         self.limit = model.config.max_seq_len
         self.tokens = torch.tensor([list(prompt)], device=model.embedding.weight.device)  # (B, T)，先只有一行
         self.capacity = min(self.limit, len(prompt) + budget)
+        self.graph: _GraphStep | None = None
 
     def start(self) -> Tensor:
         """提示词之后的 logits (1, V)。"""
@@ -127,9 +191,13 @@ class _Context:
     def append(self, token: Tensor) -> Tensor:
         """加上各行的新词元 (B,)，返回 logits (B, V)。"""
         self.tokens = torch.cat((self.tokens, token[:, None]), dim=1)
-        if self.cache.length < self.cache.capacity:
-            return decode_one(self.model, token, self.cache)
-        return self._refill(max(1, self.limit // 2))
+        if self.cache.length == self.cache.capacity:
+            return self._refill(max(1, self.limit // 2))
+        return decode_one(self.model, token, self.cache) if self.graph is None else self.graph(token)
+
+    def record(self) -> None:
+        """之后的每一步都重放 CUDA 图。"""
+        self.graph = _graph_step(self.model, self.cache) if self.cache.length < self.cache.capacity else None
 
     def extend(self, tokens: Sequence[int]) -> Tensor:
         """各行都接上同样的几个词元，返回 logits (B, V)。"""
@@ -143,7 +211,7 @@ class _Context:
     def branch(self, rows: int, budget: int) -> "_Context":
         """同样的前文复制成几行，各自往下写；自己不变。"""
         copy = object.__new__(_Context)
-        copy.model, copy.limit = self.model, self.limit
+        copy.model, copy.limit, copy.graph = self.model, self.limit, None
         copy.tokens = self.tokens.expand(rows, -1)
         copy.capacity = min(self.limit, self.cache.length + budget)
         copy.cache = self.cache.copy(rows, copy.capacity)
@@ -151,12 +219,21 @@ class _Context:
 
     def keep_rows(self, rows: Tensor) -> None:
         self.tokens = self.tokens[rows]
+        if self.graph is not None:
+            rows = self.graph.rows = self.graph.rows[rows]
+            if 2 * len(rows) > self.cache.entries.size(2):
+                return  # 写完一半才缩小批次
         self.cache.keep_rows(rows)
+        if self.graph is not None:
+            self.record()
 
     def _refill(self, length: int) -> Tensor:
         tokens = self.tokens[:, -length:]
         self.cache = self.model.new_cache(tokens.size(0), max(length, self.capacity))
-        return prefill(self.model, tokens, self.cache)
+        logits = prefill(self.model, tokens, self.cache)
+        if self.graph is not None:
+            self.record()
+        return logits
 
 
 def _mask(ids: Sequence[int], vocab_size: int, device: torch.device) -> Tensor:
@@ -175,6 +252,7 @@ def generate(
     banned_ids: Sequence[int] = (),
     unpunished_ids: Sequence[int] = (),
     num_samples: int = 1,
+    cuda_graph: bool | None = False,
 ) -> Iterator[list[tuple[int, int]]]:
     """从同一段前文写 num_samples 首，逐步给出。
 
@@ -183,6 +261,7 @@ def generate(
         stop_id: 写到它就停（不给出它）。
         banned_ids: 不许出现的词元。
         unpunished_ids: 不受重复惩罚的词元（换行若受罚，行会越写越长）。
+        cuda_graph: 在 CUDA 上把解码的一步录成图再重放；None 为自定。别的设备上不起作用。
 
     Yields:
         每步一个列表 [(第几首, 词元), …]，只含还没写完的歌。
@@ -204,6 +283,8 @@ def generate(
     if num_samples > 1:  # 几首的前文相同：只读一遍
         context = context.branch(num_samples, sampling.max_tokens)
         logits = logits.expand(num_samples, -1)
+    if _use_graph(device, cuda_graph, sampling.max_tokens, num_samples):
+        context.record()
     seen = None
     if sampling.repetition_penalty != 1.0:
         seen = torch.zeros(num_samples, vocab_size, dtype=torch.bool, device=device)

@@ -84,6 +84,7 @@ SONG_FLAGS = [
     Flag("candidates", 1, configuration.whole(1, 256), "每行起几稿，取模型最看好而不重复的"),
     Flag("max_copy", 0, configuration.whole(0, 1000), "与语料里任何一首连续相同不超过这么多字；0 为不查"),
 ]
+GRAPHS = {"auto": None, "true": True, "false": False}
 # 给了这些之一而没有开头，就从头写一首，不进入对话
 WRITES_FROM_NOTHING = ("title", "singer", "lines", "acrostic", "structure")
 FLAGS = [
@@ -94,6 +95,12 @@ FLAGS = [
     *SONG_FLAGS,
     Flag("device", "auto", configuration.text(), "auto、cpu、cuda、cuda:1、mps"),
     Flag("dtype", "auto", configuration.one_of("auto", *WRITING_DTYPES), "auto 取这台机器上最快的；int8 只用于 CPU"),
+    Flag(
+        "cuda_graph",
+        "auto",
+        configuration.one_of(*GRAPHS),
+        "CUDA 上把解码的一步录成图再重放；auto 在写得够长、批次不大时用",
+    ),
     Flag("check_copy", False, configuration.BOOLEAN, "写完之后，逐行说出与语料最长的相同处和出自哪一首"),
     Flag(
         "copy_index",
@@ -177,6 +184,7 @@ def main(argv: Sequence[str]) -> int:
     writer = load_writer(places["checkpoint"], options["device"], options["dtype"], options["stats"])
     writer.open_copies(places["copy_index"], required=bool(settings.max_copy or options["check_copy"]))
     writer.check_copy = options["check_copy"]
+    writer.use_graphs(options["cuda_graph"])
     try:
         terminal = sys.stdin is not None and sys.stdin.isatty()
         if options["prompt"] or any(options[name] is not None for name in WRITES_FROM_NOTHING):
@@ -279,6 +287,7 @@ class Writer:
         self.model, self.tokenizer, self.stats = model, tokenizer, stats
         self.copies: CopyIndex | None = None
         self.check_copy = False
+        self.cuda_graph: bool | None = None
         self.songs: list[Song] = []  # 最近写的；中途停下时是已写的部分
 
     @functools.cached_property
@@ -296,6 +305,17 @@ class Writer:
             raise UserError(
                 f"没有这个模型的语料索引：{folder}\n请先运行 python evaluate.py --only index --checkpoint 检查点"
             )
+
+    def use_graphs(self, choice: str) -> None:
+        """用不用 CUDA 图：auto、true 或 false。
+
+        Raises:
+            DeviceError: 不在 CUDA 上而要用。
+        """
+        self.cuda_graph = GRAPHS[choice]
+        device = self.model.embedding.weight.device
+        if self.cuda_graph and device.type != "cuda":
+            raise runtime.DeviceError(f"--cuda_graph true 只用于 CUDA，这里是 {runtime.device_name(device)}")
 
     def start(self, prompt: str, settings: Settings) -> list[Song]:
         tokens = self.tokenizer.song(prompt, settings.title or "", settings.singer or "")
@@ -434,6 +454,7 @@ class Writer:
             banned_ids=self.tokenizer.never_written,
             unpunished_ids=[self.tokenizer.newline_id],
             num_samples=len(songs),
+            cuda_graph=self.cuda_graph,
         ):
             if self.stats is not None:
                 self.stats.count(len(step))

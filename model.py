@@ -78,6 +78,21 @@ class KVCache:
         self.capacity = capacity
         self.length = 0  # 已有的词元数
 
+    def angles(self, count: int) -> tuple[Tensor, Tensor]:
+        """接下来 count 个位置的旋转角：余弦与正弦，各 (count, D)。"""
+        cos, sin = self.rope
+        return cos[self.length : self.length + count], sin[self.length : self.length + count]
+
+    def mask(self, count: int) -> Tensor | None:
+        """接下来 count 个位置的注意力遮罩；None 表示不必另给：全看得见，或缓存还空着、按因果遮。"""
+        if not self.length or count == 1:
+            return None  # 否则能看见全部前文和自己之前的位置
+        return torch.ones(count, self.length + count, dtype=torch.bool, device=self.entries.device).tril(self.length)
+
+    def advance(self, count: int) -> None:
+        """各层都写入了 count 个位置。"""
+        self.length += count
+
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """写入一层的新键值 (B, H, T, D)，返回这一层到目前为止的全部 (B, H, length+T, D)。"""
         keys, values = self.layers[layer]
@@ -100,6 +115,34 @@ class KVCache:
     def _hold(self, entries: Tensor) -> None:
         self.entries = entries  # (L, 2, B, H, capacity, D)
         self.layers = [layer.unbind() for layer in entries]
+
+
+class StaticCache(KVCache):
+    """另一个 KV 缓存的固定形状：位置是设备上的张量，每次接一个词元，看遍整个容量而遮住后面。
+
+    每步的形状与地址都不变，所以可以录成 CUDA 图。写入哪里由 `position` 定，不由 `length`。
+    """
+
+    def __init__(self, cache: KVCache) -> None:
+        self.__dict__.update(cache.__dict__)  # 同一块内存
+        self.entries[:, :, :, :, self.length :] = 0  # 遮住的也要乘以零，不能是 nan
+        self.places = torch.arange(self.capacity, device=self.entries.device)
+        self.position = self.places[self.length : self.length + 1].clone()  # (1,)
+
+    def angles(self, count: int) -> tuple[Tensor, Tensor]:
+        cos, sin = self.rope
+        return cos.index_select(0, self.position), sin.index_select(0, self.position)
+
+    def mask(self, count: int) -> Tensor:
+        hidden = (self.places > self.position).view(1, 1, 1, -1)
+        return torch.zeros(hidden.shape, dtype=self.entries.dtype, device=hidden.device).masked_fill(hidden, -math.inf)
+
+    def advance(self, count: int) -> None:
+        pass
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = self.layers[layer]
+        return keys.index_copy_(2, self.position, k), values.index_copy_(2, self.position, v)
 
 
 def rope_cos_sin(start: int, length: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -235,10 +278,8 @@ class GPT(nn.Module):
         (B, T), past = tokens.shape, cache.length
         if past + T > cache.capacity:
             raise ValueError(f"KV 缓存容量 {cache.capacity}，装不下 {past + T} 个词元")
-        cos, sin = (table[past : past + T, None, None] for table in cache.rope)  # (T, 1, 1, D)
-        mask = None
-        if past and T > 1:  # 接在前文之后的一段：能看见全部前文和自己之前的位置
-            mask = torch.ones(T, past + T, dtype=torch.bool, device=tokens.device).tril(past)
+        cos, sin = (table[:, None, None] for table in cache.angles(T))  # (T, 1, 1, D)
+        mask = cache.mask(T)
         heads = (B, T, 3, self.config.n_heads, self.config.head_dim)
         x = self.embedding(tokens)  # (B, T, C)
         for layer, block in enumerate(self.blocks):
@@ -249,7 +290,7 @@ class GPT(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0 and T > 1)
             x = x + attention.proj(y.transpose(1, 2).reshape(x.shape))
             x = x + feed_forward.proj(F.gelu(feed_forward.fc(_normalise(x, block.norm_2))))
-        cache.length += T
+        cache.advance(T)
         return _normalise(x, self.norm)
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:

@@ -1,5 +1,6 @@
 """抽样与生成循环。"""
 
+import copy
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 import generation
 from generation import Sampling, adjust_logits, generate, sample
-from model import GPT, ModelConfig
+from model import GPT, KVCache, ModelConfig, StaticCache
 
 TINY = ModelConfig(vocab_size=24, max_seq_len=16, n_layers=2, n_heads=2, n_embed=16)
 STOP = 2
@@ -135,14 +136,14 @@ def test_repetition_penalty_reaches_the_song(model):
 
 def rigged(model: GPT, biases: dict[int, float]) -> GPT:
     """某些词元的 logits 固定加上一个数的模型（经由多出的一维）。"""
-    copy = GPT(TINY).eval().requires_grad_(False)
-    copy.load_state_dict(model.state_dict())
-    original = copy.logits
+    biased = GPT(TINY).eval().requires_grad_(False)
+    biased.load_state_dict(model.state_dict())
+    original = biased.logits
     extra = torch.zeros(TINY.vocab_size)
     for token, bias in biases.items():
         extra[token] = bias
-    copy.logits = lambda hidden: original(hidden) + extra
-    return copy
+    biased.logits = lambda hidden: original(hidden) + extra
+    return biased
 
 
 def test_temperature_zero_takes_the_most_likely_each_step(model):
@@ -242,7 +243,8 @@ def test_songs_of_a_batch_equal_the_songs_alone(model, monkeypatch):
     together = songs(soon, [1, 5], sampling, num_samples=6)
     first, *steps = batch_sizes
     assert first == 1  # 几首的前文相同，只读一遍
-    assert steps[0] == 6 and steps == sorted(steps, reverse=True)
+    assert steps[0] == 6
+    assert steps == sorted(steps, reverse=True)
     assert len(set(steps)) >= 4  # 有几首先后离开
     assert len({len(song) for song in together}) >= 4
     for row in range(6):
@@ -333,3 +335,121 @@ def test_inference_mode_does_not_leak_to_the_caller(model):
     for _ in generate(model, [1], Sampling(max_tokens=3), stop_id=-1):
         assert not torch.is_inference_mode_enabled()
     assert not torch.is_inference_mode_enabled()
+
+
+# ---------------------------------------------------------------------------
+# CUDA 图：没有 GPU 时，用同样只重放一步的替身代替录制
+# ---------------------------------------------------------------------------
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """换掉录制与对设备的判断；记下每次录的批次大小。"""
+    sizes = []
+
+    def record(step, device):
+        result = torch.full_like(step(), torch.nan)  # 录的时候并不计算
+        sizes.append(len(result))
+        return lambda: result.copy_(step()), result
+
+    monkeypatch.setattr(generation, "_record", record)
+    monkeypatch.setattr(generation, "_use_graph", lambda device, wanted, tokens, songs: wanted)
+    return sizes
+
+
+@pytest.fixture
+def dirty(monkeypatch):
+    """新分配的缓存里什么都可能有。"""
+    hold = KVCache._hold
+
+    def filled(cache, entries):
+        if not hasattr(cache, "entries"):
+            entries.fill_(torch.nan)
+        hold(cache, entries)
+
+    monkeypatch.setattr(KVCache, "_hold", filled)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("num_samples", [1, 6])
+@pytest.mark.parametrize("max_tokens", [10, 5 * TINY.max_seq_len])
+@pytest.mark.parametrize("stop_id", [STOP, -1])
+def test_replayed_songs_equal_the_usual(model, recorded, dirty, num_samples, max_tokens, stop_id):
+    """写满上下文、有几首先写完、带重复惩罚时，逐词元与平常写的相同。"""
+    soon = rigged(model, {STOP: 1.0})
+    sampling = Sampling(max_tokens=max_tokens, top_p=0.95, repetition_penalty=1.1, seed=11)
+    options = {"num_samples": num_samples, "stop_id": stop_id}
+    expected = songs(soon, [1, 5, 9], sampling, **options)
+    assert not recorded
+    assert songs(soon, [1, 5, 9], sampling, cuda_graph=True, **options) == expected
+    assert recorded
+
+
+def test_batch_is_recorded_again_only_when_halved(model, recorded):
+    """写完的歌先留在批次里，只剩一半才缩小、重录。"""
+    sampling = Sampling(max_tokens=TINY.max_seq_len - 2, seed=3, top_p=1.0)
+    written = songs(rigged(model, {STOP: 2.0}), [1], sampling, num_samples=16, cuda_graph=True)
+    assert len({len(song) for song in written}) >= 5
+    assert recorded[0] == 16
+    assert len(recorded) >= 3
+    assert all(later * 2 <= earlier for earlier, later in zip(recorded, recorded[1:], strict=False))
+
+
+@pytest.mark.parametrize("fault", ["raises", "wrong"])
+def test_unusable_graph_is_told_and_left(model, recorded, monkeypatch, fault):
+    """录不成或结果不符：警告一句，照常写出同样的歌。"""
+
+    def record(step, device):
+        if fault == "raises":
+            raise RuntimeError("不支持")
+        result = step().clone()
+        return lambda: result.add_(1.0), result
+
+    monkeypatch.setattr(generation, "_record", record)
+    sampling = Sampling(max_tokens=12, seed=4)
+    with pytest.warns(UserWarning, match="不支持" if fault == "raises" else "不符"):
+        found = songs(model, [1, 5], sampling, cuda_graph=True, num_samples=2)
+    assert found == songs(model, [1, 5], sampling, num_samples=2)
+
+
+def test_static_step_sees_nothing_after_its_place(model):
+    """定长缓存的一步等于平常的一步，后面位置上是什么都不影响。"""
+    tokens = torch.tensor([[1, 5, 9, 7]])
+    with torch.inference_mode():
+        cache = model.new_cache(1, 12)
+        model(tokens[:, :3], cache)
+        static = StaticCache(cache)
+        first = model(tokens[:, 3:], static)
+        cache.entries[:, :, :, :, 4:] = 1e4
+        again = model(tokens[:, 3:], static)
+        expected = model(tokens[:, 3:], cache)
+    torch.testing.assert_close(first, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(again, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted", "tokens", "count", "expected"),
+    [
+        (CUDA, None, 200, 1, True),
+        (CUDA, None, 8, 1, False),
+        (CUDA, None, 200, 256, False),
+        (CUDA, True, 8, 256, True),
+        (CUDA, False, 200, 1, False),
+        (CPU, True, 200, 1, False),
+        (CPU, None, 200, 1, False),
+    ],
+)
+def test_when_a_graph_is_used(device, wanted, tokens, count, expected):
+    """只在 CUDA 上；不指定时看步数与批次。"""
+    assert generation._use_graph(device, wanted, tokens, count) is expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="没有 CUDA")
+def test_recorded_on_a_gpu(model):
+    """真的录一次：写出的与逐个启动内核的相同。"""
+    on_gpu = copy.deepcopy(model).cuda()
+    sampling = Sampling(max_tokens=60, seed=5)
+    expected = songs(on_gpu, [1, 5], sampling, num_samples=4, stop_id=-1)
+    assert songs(on_gpu, [1, 5], sampling, num_samples=4, stop_id=-1, cuda_graph=True) == expected

@@ -25,6 +25,7 @@ import tokenizer as tokenizer_module
 from config import UserError
 from inference import Conversation, Settings, Writer
 from model import GPT, ModelConfig
+from runtime import DeviceError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
@@ -102,6 +103,25 @@ def test_stdout_holds_the_song_alone(write):
     assert "6.250" in err
     assert "种子" not in out
     assert "best.pt" not in out
+
+
+def test_cuda_graph_needs_cuda(write, monkeypatch):
+    """CPU 上 auto、false 照写，true 说明用不了；选择一直传到生成那一步。"""
+    chosen = []
+    generate = inference.generation.generate
+
+    def watched(*args, **options):
+        chosen.append(options["cuda_graph"])
+        return generate(*args, **options)
+
+    monkeypatch.setattr(inference.generation, "generate", watched)
+    for choice in ("auto", "false"):
+        assert write("--prompt", "我", "--seed", "5", "--cuda_graph", choice)[0].startswith("我")
+    assert chosen == [None, False]
+    with pytest.raises(DeviceError, match="CUDA"):
+        write("--prompt", "我", "--cuda_graph", "true")
+    with pytest.raises(UserError, match="auto / true / false"):
+        write("--prompt", "我", "--cuda_graph", "yes")
 
 
 def test_same_seed_same_lyrics(write):
