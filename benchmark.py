@@ -1,7 +1,7 @@
 """测速：`python benchmark.py`，十来分钟打印一张表；`--quick` 两分钟。
 
 每行比较两边，在同一次运行里交替测，取中位数之比；机器忙闲的变化就落在两边头上。装了 transformers 时，
-另一边是同样权重的 GPT-NeoX；没装就只报自己的速度。
+另一边是同样权重的 GPT-NeoX；没装就只报自己的速度。装了 ctranslate2、llama-cpp-python（连同 gguf），写一首歌也与它们比。
 """
 
 import contextlib
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 
 import config as configuration
 import data
+import export
 import generation
 import lyrics
 import model as model_module
@@ -48,6 +49,9 @@ PREFILL_TOKENS = 512
 TRAINING_STEPS = 3  # 每轮训练几步
 FORM = 8, 7  # 句式：几行，每行几个字
 CANDIDATES = 8
+CTRANSLATE2_TYPES = {"fp32": "float32", "int8": "int8"}  # 在 CPU 上有的
+LLAMA_TYPES = {"fp32": "fp32", "bf16": "fp16", "int8": "q8_0"}
+PAUSE = 0.5  # 秒；别的引擎的线程算完还要空转一阵，等它们停了再换边
 STRIDE = 10  # 每写这么多个词元，换到重算前文的一边测一次
 PEER = "transformers"
 SHAPES = {  # 训练：层数、头数、维度、每步几个序列、长度
@@ -94,7 +98,13 @@ def measure_writing(device: torch.device, options: dict[str, Any]) -> list[dict[
         row = decode(model, peer, tokens, rounds) | {"dtype": dtype, "peer_dtype": peer_dtype}
         weight_bytes = sum(default_model_counts()) * (1 if dtype == "int8" else WRITING_DTYPES[dtype].itemsize)
         row["of_bandwidth"] = statistics.median(row["ours"]) * weight_bytes / bandwidth
-        results += [row, prefill(model, peer, rounds) | {"dtype": dtype, "peer_dtype": peer_dtype}]
+        results += [
+            row,
+            *other_engines(model, dtype, tokens, rounds),
+            prefill(model, peer, rounds) | {"dtype": dtype, "peer_dtype": peer_dtype},
+        ]
+        if device.type == "cuda":
+            results.append(graphed(model, tokens, rounds) | {"dtype": dtype})
         results.append(batch(model, options["songs"], min(tokens, 60), rounds) | {"dtype": dtype})
         results += [row | {"dtype": dtype} for row in formed(model, rounds)]
         if dtype == dtypes[0]:
@@ -108,11 +118,16 @@ def measure_training(device: torch.device, options: dict[str, Any]) -> list[dict
     return results + [training(name, device, options["rounds"], compiled=not quick) for name in SHAPES]
 
 
-def default_model() -> GPT:
-    """config.py 常量所定的模型，随机权重（每次相同）。"""
-    c = configuration
+def random_model(config: ModelConfig) -> GPT:
+    """随机权重（每次相同）的模型。"""
     torch.manual_seed(0)
-    return GPT(ModelConfig(c.BPE_VOCAB_SIZE, c.MAX_SEQ_LEN, c.N_LAYERS, c.N_HEADS, c.N_EMBED)).requires_grad_(False)
+    return GPT(config).requires_grad_(False)
+
+
+def default_model() -> GPT:
+    """config.py 常量所定的模型，随机权重。"""
+    c = configuration
+    return random_model(ModelConfig(c.BPE_VOCAB_SIZE, c.MAX_SEQ_LEN, c.N_LAYERS, c.N_HEADS, c.N_EMBED))
 
 
 def default_model_counts() -> tuple[int, int]:
@@ -161,6 +176,108 @@ def decode(model: GPT, peer: Any, tokens: int, rounds: int) -> dict[str, Any]:
     )
 
 
+def other_engines(model: GPT, dtype: str, tokens: int, rounds: int) -> list[dict[str, Any]]:
+    """一首歌，与装了的别的推理引擎相比：同样的权重与线程数，都在 CPU 上。
+
+    它们在自己的进程里：同一个进程里有两套 OpenMP，两边都会慢一半。
+    """
+    if model.embedding.weight.device.type != "cpu":
+        return []
+    engines = [("ctranslate2", CTRANSLATE2_TYPES, by_ctranslate2), ("llama_cpp", LLAMA_TYPES, by_llama)]
+    prompt = prompt_ids(model, PROMPT_TOKENS)[0].tolist()
+    found = []
+    for package, types, build in engines:
+        if dtype not in types or importlib.util.find_spec(package) is None:
+            continue
+        options = build, model.config, types[dtype], PROMPT_TOKENS + tokens
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _prepare_engine, options) as executor:
+            row = alternate(
+                f"写 {tokens} 个词元",
+                tokens,
+                rounds,
+                lambda: write(model, prompt, tokens),
+                lambda executor=executor: executor.submit(_write_by_engine, prompt, tokens).result(),
+                package,
+                PAUSE,
+            )
+        found.append(row | {"dtype": dtype, "peer_dtype": types[dtype]})
+    return found
+
+
+def _prepare_engine(build: Callable[..., Any], config: ModelConfig, kind: str, capacity: int) -> None:
+    """在测速的进程里备好引擎，权重与 `random_model` 的相同。"""
+    global _engine
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        _engine = build(random_model(config), kind, Path(folder), capacity)
+
+
+def _write_by_engine(prompt: list[int], tokens: int) -> list[int]:
+    return _engine(prompt, tokens)
+
+
+Engine = Callable[[list[int], int], list[int]]  # (前文词元, 写几个) → 写出的词元
+
+
+def by_ctranslate2(model: GPT, kind: str, folder: Path, capacity: int) -> Engine:
+    import ctranslate2
+    from ctranslate2.specs import TransformerDecoderModelSpec, common_spec
+
+    c = model.config
+    spec = TransformerDecoderModelSpec.from_config(
+        c.n_layers,
+        c.n_heads,
+        activation=common_spec.Activation.GELU,
+        rotary_dim=c.head_dim,
+        rotary_interleave=False,
+        rotary_base=c.rope_base,
+    )
+
+    def fill(to: Any, module: torch.nn.Module, weight: str = "weight", bias: str = "bias") -> None:
+        setattr(to, weight, module.weight.numpy())
+        setattr(to, bias, module.bias.numpy())
+
+    decoder = spec.decoder
+    decoder.scale_embeddings = False
+    decoder.embeddings.weight = decoder.projection.weight = model.embedding.weight.numpy()
+    fill(decoder.layer_norm, model.norm, "gamma", "beta")
+    for layer, block in zip(decoder.layer, model.blocks, strict=True):
+        fill(layer.self_attention.layer_norm, block.norm_1, "gamma", "beta")
+        fill(layer.self_attention.linear[0], block.attention.qkv)
+        fill(layer.self_attention.linear[1], block.attention.proj)
+        fill(layer.ffn.layer_norm, block.norm_2, "gamma", "beta")
+        fill(layer.ffn.linear_0, block.feed_forward.fc)
+        fill(layer.ffn.linear_1, block.feed_forward.proj)
+    spec.register_vocabulary([str(number) for number in range(c.vocab_size)])
+    spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = "0"
+    spec.config.layer_norm_epsilon = c.layer_norm_eps
+    spec.validate()
+    spec.optimize(kind)
+    spec.save(str(folder))
+    generator = ctranslate2.Generator(str(folder), compute_type=kind, intra_threads=torch.get_num_threads())
+
+    def run(prompt: list[int], count: int) -> list[int]:
+        limits = {"max_length": count, "min_length": count, "end_token": [], "include_prompt_in_result": False}
+        return generator.generate_batch([[str(number) for number in prompt]], **limits)[0].sequences_ids[0]
+
+    return run
+
+
+def by_llama(model: GPT, kind: str, folder: Path, capacity: int) -> Engine:
+    import llama_cpp
+
+    path = folder / "model.gguf"
+    export.write_gguf(path, model, None, {"iter": 0}, kind)
+    threads = torch.get_num_threads()
+    llama = llama_cpp.Llama(str(path), n_ctx=capacity, n_threads=threads, n_threads_batch=threads, verbose=False)
+
+    def run(prompt: list[int], count: int) -> list[int]:
+        llama.reset()
+        steps = llama.generate(prompt, temp=0.0, top_k=1, repeat_penalty=1.0)
+        return [token for token, _ in zip(steps, range(count), strict=False)]
+
+    return run
+
+
 @torch.inference_mode()
 def prefill(model: GPT, peer: Any, rounds: int) -> dict[str, Any]:
     """读一段长的开头，到第一个词元的 logits。"""
@@ -174,6 +291,14 @@ def prefill(model: GPT, peer: Any, rounds: int) -> dict[str, Any]:
         None if peer is None else lambda: peer(ids, use_cache=True, logits_to_keep=1),
         PEER,
     )
+
+
+def graphed(model: GPT, tokens: int, rounds: int) -> dict[str, Any]:
+    """一首歌，重放 CUDA 图与逐个启动内核相比；录图的时间算在内。"""
+    prompt = prompt_ids(model, PROMPT_TOKENS)[0].tolist()
+    name = f"写 {tokens} 个词元，CUDA 图"
+    with_graph, without = (lambda use=use: write(model, prompt, tokens, cuda_graph=use) for use in (True, False))
+    return alternate(name, tokens, rounds, with_graph, without, "逐个启动")
 
 
 def batch(model: GPT, songs: int, tokens: int, rounds: int) -> dict[str, Any]:
@@ -370,9 +495,9 @@ def prompt_ids(model: GPT, length: int) -> torch.Tensor:
     return ids.to(model.embedding.weight.device)
 
 
-def write(model: GPT, prompt: list[int], tokens: int, songs: int = 1) -> None:
+def write(model: GPT, prompt: list[int], tokens: int, songs: int = 1, cuda_graph: bool | None = None) -> None:
     sampling = generation.Sampling(max_tokens=tokens, temperature=0)
-    for _ in generation.generate(model, prompt, sampling, stop_id=-1, num_samples=songs):
+    for _ in generation.generate(model, prompt, sampling, stop_id=-1, num_samples=songs, cuda_graph=cuda_graph):
         pass
 
 
@@ -383,12 +508,14 @@ def alternate(
     ours: Callable[[], Any],
     peer: Callable[[], Any] | None = None,
     peer_name: str = "–",
+    pause: float = 0,
 ) -> dict[str, Any]:
-    """两边轮流各跑 rounds 次，各自先预热一次；每次都算作 tokens 个词元。"""
+    """两边轮流各跑 rounds 次，各自先预热一次，换边时停 pause 秒；每次都算作 tokens 个词元。"""
     sides = {"ours": ours} | ({"peer": peer} if peer is not None else {})
     rates: dict[str, list[float]] = {"ours": [], "peer": []}
     for number in range(rounds + 1):
         for side, call in sides.items():
+            time.sleep(pause)
             rate = tokens / timed(call)
             if number:
                 rates[side].append(rate)

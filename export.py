@@ -308,10 +308,13 @@ def sample_song(model: GPT, tokenizer: Tokenizer) -> str:
 # ---------------------------------------------------------------------------
 
 
-def write_gguf(path: Path, model: GPT, tokenizer: Tokenizer, contents: dict[str, Any], dtype: str) -> None:
+def write_gguf(path: Path, model: GPT, tokenizer: Tokenizer | None, contents: dict[str, Any], dtype: str) -> None:
     """GPT-NeoX 的 GGUF。qkv 的排列与我们的相同（[q|k|v] 各含全部的头），输出层另存一份。
 
     llama.cpp 的 GELU 用 tanh 近似，所以 logits 与我们的差千分之几。
+
+    Args:
+        tokenizer: None 时不带分词器，只能按词元编号用，测速用。
     """
     import gguf
 
@@ -336,7 +339,11 @@ def write_gguf(path: Path, model: GPT, tokenizer: Tokenizer, contents: dict[str,
     writer.add_rope_freq_base(c.rope_base)
     writer.add_layer_norm_eps(c.layer_norm_eps)
     writer.add_parallel_residual(False)
-    add_gguf_tokenizer(writer, tokenizer)
+    if tokenizer is not None:
+        add_gguf_tokenizer(writer, tokenizer)
+    else:
+        writer.add_tokenizer_model("no_vocab")
+        writer.add_vocab_size(c.vocab_size)
     for name, tensor in gguf_tensors(model).items():
         array = tensor.float().numpy()
         wanted = kind if tensor.dim() == 2 else gguf.GGMLQuantizationType.F32

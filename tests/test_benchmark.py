@@ -9,7 +9,9 @@ import pytest
 
 import benchmark
 import config
+import generation
 from config import UserError
+from model import ModelConfig
 
 TINY = {"N_LAYERS": 1, "N_HEADS": 2, "N_EMBED": 32, "BPE_VOCAB_SIZE": 320, "MAX_SEQ_LEN": 64}
 
@@ -113,3 +115,26 @@ def test_more_tokens_than_the_context_is_refused():
     """超过上下文：说出最多能测多少。"""
     with pytest.raises(UserError, match="56"):
         run("--max_tokens", "57")
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize(
+    ("package", "build", "kind"),
+    [
+        ("ctranslate2", benchmark.by_ctranslate2, "float32"),
+        ("llama_cpp", benchmark.by_llama, "fp32"),
+        ("llama_cpp", benchmark.by_llama, "fp16"),
+    ],
+)
+def test_other_engines_write_the_same(tmp_path, package, build, kind):
+    """同样的权重，贪心写出同样的词元：比的是同一件事。"""
+    pytest.importorskip(package)
+    model = benchmark.random_model(ModelConfig(320, 64, 2, 2, 64))
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            parameter.normal_(std=0.3 if name == "embedding.weight" else 0.15)
+    prompt = benchmark.prompt_ids(model, 8)[0].tolist()
+    sampling = generation.Sampling(max_tokens=30, temperature=0)
+    expected = [step[0][1] for step in generation.generate(model, prompt, sampling, stop_id=-1)]
+    assert len(set(expected)) > 5
+    assert build(model, kind, tmp_path, 40)(prompt, 30) == expected
