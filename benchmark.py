@@ -24,12 +24,12 @@ import torch.nn.functional as F
 
 import config as configuration
 import data
-import export
 import generation
 import lyrics
 import model as model_module
 import runtime
 from config import Flag, UserError
+from gguf_file import write_gguf
 from model import GPT, WRITING_DTYPES, ModelConfig, prepare_for_writing
 from optimizer import build_optimizers
 
@@ -266,7 +266,7 @@ def by_llama(model: GPT, kind: str, folder: Path, capacity: int) -> Engine:
     import llama_cpp
 
     path = folder / "model.gguf"
-    export.write_gguf(path, model, None, {"iter": 0}, kind)
+    write_gguf(path, model, None, 0, kind)
     threads = torch.get_num_threads()
     llama = llama_cpp.Llama(str(path), n_ctx=capacity, n_threads=threads, n_threads_batch=threads, verbose=False)
 

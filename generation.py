@@ -236,6 +236,19 @@ class _Context:
         return logits
 
 
+def _begin(
+    model: GPT, prompt: Sequence[int], budget: int, rows: int, cuda_graph: bool | None
+) -> tuple[_Context, Tensor]:
+    """几首相同的前文只读一遍，再复制成 rows 行。返回前文与 logits (rows, V)。"""
+    context = _Context(model, prompt, budget)
+    logits = context.start()
+    if rows > 1:
+        context, logits = context.branch(rows, budget), logits.expand(rows, -1)
+    if _use_graph(logits.device, cuda_graph, budget, rows):
+        context.record()
+    return context, logits
+
+
 def _mask(ids: Sequence[int], vocab_size: int, device: torch.device) -> Tensor:
     """(V,) bool，ids 处为真；不在词表里的不计。"""
     mask = torch.zeros(vocab_size, dtype=torch.bool, device=device)
@@ -278,13 +291,7 @@ def generate(
     unfinished = _mask([*banned_ids, stop_id], vocab_size, device)  # 写满 min_tokens 之前禁用的
     punishable = ~_mask(unpunished_ids, vocab_size, device)
     rows = list(range(num_samples))  # 还在写的是第几首
-    context = _Context(model, prompt, sampling.max_tokens)
-    logits = context.start()
-    if num_samples > 1:  # 几首的前文相同：只读一遍
-        context = context.branch(num_samples, sampling.max_tokens)
-        logits = logits.expand(num_samples, -1)
-    if _use_graph(device, cuda_graph, sampling.max_tokens, num_samples):
-        context.record()
+    context, logits = _begin(model, prompt, sampling.max_tokens, num_samples, cuda_graph)
     seen = None
     if sampling.repetition_penalty != 1.0:
         seen = torch.zeros(num_samples, vocab_size, dtype=torch.bool, device=device)

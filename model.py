@@ -457,7 +457,8 @@ def _plain(weight: Tensor, bias: Tensor) -> Multiply:
 
 
 def _fp16(weight: Tensor, bias: Tensor) -> Multiply:
-    return _plain(weight.half(), bias)
+    weight, bias = weight.half(), bias.half()
+    return lambda x: torch.addmv(bias, weight, x.reshape(-1).half()).view(*x.shape[:-1], -1)
 
 
 def _blocks(weight: Tensor, bias: Tensor) -> Multiply:

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import checkpoint
 import export
 import generation
+import gguf_file
 import train
 from checkpoint import CheckpointError
 from config import UserError
@@ -139,7 +140,7 @@ def test_gguf_holds_the_weights_and_tokens(trained, ours, tmp_path, dtype, most)
     assert fields["tokenizer.ggml.tokens"][ours[1].newline_id] == "\n"
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     assert len(tensors) == 2 + 2 + 12 * ours[0].config.n_layers
-    for name, expected in export.gguf_tensors(ours[0]).items():
+    for name, expected in gguf_file.gguf_tensors(ours[0]).items():
         found = gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type)
         assert np.abs(found - expected.numpy()).max() <= most * np.abs(expected.numpy()).max()
 

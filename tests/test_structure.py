@@ -17,6 +17,7 @@ LIBRARIES = {
     "data": {"tokenizer"},
     "generation": {"model", "tokenizer"},
     "checkpoint": {"model", "tokenizer"},
+    "gguf_file": {"model", "tokenizer"},
     "tracking": set(),
     "lyrics": set(),
 }
