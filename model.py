@@ -403,8 +403,8 @@ class WritingLinear:
     - 多行：算力要紧，用 oneDNN 的矩阵乘，权重预先排布；fp16 时用 float32 算，许多 CPU 没有 fp16 的矩阵乘。
     - 一行，fp32：`F.linear` 只用一个线程读权重；按输出分成几块成批地乘，每个线程读一块。
     - 一行，bf16、fp16：权重放进 fp16（bf16 的权重 fp16 也装得下，误差不过 2⁻²⁵），它的一行的核比 bf16 的快一倍。
-    - int8：权重逐输出通道、激活逐行量化，整数相乘（同 torchao 的 int8_dynamic_activation_int8_weight）；
-      一行时用 FBGEMM 的动态量化，快三成，激活的量化不对称。
+    - int8：权重逐输出通道、激活逐行量化（同 torchao 的 int8_dynamic_activation_int8_weight），用 FBGEMM 相乘；
+      一行时由它自己量化，快三成，激活的量化不对称。
 
     全项目只有这里的几个核用 torch 的内部算子；每个都先试算，报错或与 `F.linear` 不符就不用它。
 
@@ -422,7 +422,8 @@ class WritingLinear:
             scale = (weight.abs().amax(dim=1) / 127).clamp_min(1e-12)  # (输出,)
             quantised = (weight / scale[:, None]).round().to(torch.int8)
             weight = quantised * scale[:, None]
-            one, many = (_fbgemm_int8, quantised, scale), (_int8_by_rows, quantised, scale)
+            packed = _fbgemm_packed(quantised, scale)
+            one, many = (_int8_one_row, packed), (_int8_rows, packed)
         else:
             weight = weight.to(WRITING_DTYPES[dtype]).float()
             one = _blocks if dtype == "fp32" else _fp16, weight
@@ -482,24 +483,37 @@ def _onednn_packed(weight: Tensor, bias: Tensor) -> Multiply:
     return lambda x: multiply(x.to(bias.dtype), packed, bias, "none", [], "")
 
 
-def _fbgemm_int8(quantised: Tensor, scale: Tensor, bias: Tensor) -> Multiply:
+def _fbgemm_packed(quantised: Tensor, scale: Tensor) -> Any:
+    """FBGEMM 排布过的 int8 权重；这个 torch 或 CPU 没有时为 None。"""
     zeros = torch.zeros(len(scale), dtype=torch.int64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # 量化张量将移出 torch；没有的那天 _working 会发现
-        weight = torch._make_per_channel_quantized_tensor(quantised, scale.double(), zeros, 0)
-    packed = torch.ops.quantized.linear_prepack(weight, bias)
-    multiply = torch.ops.quantized.linear_dynamic.default
-    return lambda x: multiply(x, packed, False)  # False：8 位全用，不减为 7 位
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # 量化张量将移出 torch；没有的那天返回 None
+            weight = torch._make_per_channel_quantized_tensor(quantised, scale.double(), zeros, 0)
+        return torch.ops.quantized.linear_prepack(weight, None)
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return None
 
 
-def _int8_by_rows(quantised: Tensor, scale: Tensor, bias: Tensor) -> Multiply:
-    columns = quantised.T
+def _eight_bits() -> bool:
+    """激活能不能用满 8 位；没有 VNNI 的 CPU 上两个乘积之和会饱和，只能用 7 位。"""
+    return getattr(torch.cpu, "_is_vnni_supported", lambda: False)()
 
-    def multiply(x: Tensor) -> Tensor:
+
+def _int8_one_row(packed: Any, bias: Tensor) -> Multiply:
+    multiply, seven_bits = torch.ops.quantized.linear_dynamic.default, not _eight_bits()
+    return lambda x: multiply(x, packed, seven_bits).add_(bias)
+
+
+def _int8_rows(packed: Any, bias: Tensor) -> Multiply:
+    levels = 127 if _eight_bits() else 63
+    linear = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+
+    def multiply(x: Tensor) -> Tensor:  # 每行先缩放到 [-1, 1]，量化的刻度就是定数，一行的结果不随别的行而变
         rows = x.reshape(-1, x.size(-1))
-        row_scale = rows.abs().amax(dim=1, keepdim=True).mul_(1 / 127).clamp_min_(1e-12)
-        products = torch._int_mm((rows / row_scale).round_().to(torch.int8), columns)
-        return torch.addcmul(bias, products, scale * row_scale).view(*x.shape[:-1], -1)
+        largest = rows.abs().amax(dim=1, keepdim=True).clamp_min_(1e-12)
+        products = linear(rows / largest, 1 / levels, levels + 1, packed)
+        return products.mul_(largest).add_(bias).view(*x.shape[:-1], -1)
 
     return multiply
 

@@ -416,7 +416,7 @@ def test_prepared_model_equals_the_plain_one(dtype, tolerance, batch):
         assert torch.equal(found.argmax(-1), expected.argmax(-1))
 
 
-KERNELS = ("_blocks", "_fp16", "_onednn_packed", "_fbgemm_int8", "_int8_by_rows")
+KERNELS = ("_blocks", "_fp16", "_onednn_packed", "_int8_one_row", "_int8_rows")
 
 
 def missing(*_):
@@ -461,6 +461,30 @@ def test_int8_rows_do_not_depend_on_each_other():
     alone = layer(x)
     x[0] *= 1000
     assert torch.equal(layer(x)[1:], alone[1:])
+
+
+@pytest.mark.parametrize("vnni", [True, False])
+def test_int8_without_vnni_uses_seven_bits(vnni, monkeypatch):
+    """没有 VNNI 的 CPU 上激活只用 7 位，最大的输入也不饱和；有没有都不算错。"""
+    monkeypatch.setattr(model_module, "_eight_bits", lambda: vnni)
+    layer = WritingLinear(torch.ones(48, 64), torch.zeros(48), "int8")
+    assert layer.special
+    for x in (torch.ones(1, 64), torch.ones(3, 64), -torch.ones(3, 64)):
+        torch.testing.assert_close(layer(x), F.linear(x, torch.ones(48, 64)), rtol=0.02, atol=0)
+
+
+def test_int8_without_fbgemm(monkeypatch):
+    """排布不了 int8 权重的 torch 或 CPU：照样能用，只是不快。"""
+
+    def missing(*_):
+        raise RuntimeError("没有 FBGEMM")
+
+    monkeypatch.setattr(torch, "_make_per_channel_quantized_tensor", missing)
+    weight, bias, x = torch.randn(48, 32), torch.randn(48), torch.randn(3, 32)
+    layer = WritingLinear(weight, bias, "int8")
+    assert not layer.special
+    expected = F.linear(x, weight, bias)
+    assert (layer(x) - expected).norm() <= 0.02 * expected.norm()
 
 
 def test_int8_rounds_each_output_channel_by_its_own_scale():
