@@ -179,15 +179,18 @@ def decode(model: GPT, peer: Any, tokens: int, rounds: int) -> dict[str, Any]:
 def other_engines(model: GPT, dtype: str, tokens: int, rounds: int) -> list[dict[str, Any]]:
     """一首歌，与装了的别的推理引擎相比：同样的权重与线程数，都在 CPU 上。
 
-    它们在自己的进程里：同一个进程里有两套 OpenMP，两边都会慢一半。
+    它们在自己的进程里：同一个进程里有两套 OpenMP，两边都会慢四成。
     """
     if model.embedding.weight.device.type != "cpu":
         return []
-    engines = [("ctranslate2", CTRANSLATE2_TYPES, by_ctranslate2), ("llama_cpp", LLAMA_TYPES, by_llama)]
+    engines = [  # 要装的软件包、各精度的叫法、怎样备好；第一个包的名字写进表里
+        (("ctranslate2",), CTRANSLATE2_TYPES, by_ctranslate2),
+        (("llama_cpp", "gguf"), LLAMA_TYPES, by_llama),
+    ]
     prompt = prompt_ids(model, PROMPT_TOKENS)[0].tolist()
     found = []
-    for package, types, build in engines:
-        if dtype not in types or importlib.util.find_spec(package) is None:
+    for packages, types, build in engines:
+        if dtype not in types or any(importlib.util.find_spec(package) is None for package in packages):
             continue
         options = build, model.config, types[dtype], PROMPT_TOKENS + tokens
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _prepare_engine, options) as executor:
@@ -197,7 +200,7 @@ def other_engines(model: GPT, dtype: str, tokens: int, rounds: int) -> list[dict
                 rounds,
                 lambda: write(model, prompt, tokens),
                 lambda executor=executor: executor.submit(_write_by_engine, prompt, tokens).result(),
-                package,
+                packages[0],
                 PAUSE,
             )
         found.append(row | {"dtype": dtype, "peer_dtype": types[dtype]})

@@ -239,7 +239,7 @@ class _Context:
 def _begin(
     model: GPT, prompt: Sequence[int], budget: int, rows: int, cuda_graph: bool | None
 ) -> tuple[_Context, Tensor]:
-    """几首相同的前文只读一遍，再复制成 rows 行。返回前文与 logits (rows, V)。"""
+    """几首相同的前文只读一遍，再复制成 rows 行，要用 CUDA 图时录好。返回前文与 logits (rows, V)。"""
     context = _Context(model, prompt, budget)
     logits = context.start()
     if rows > 1:

@@ -99,7 +99,7 @@ FLAGS = [
         "cuda_graph",
         "auto",
         configuration.one_of(*GRAPHS),
-        "CUDA 上把解码的一步录成图再重放；auto 在写得够长、批次不大时用",
+        "CUDA 上把解码的一步录成图再重放；auto 在写得够长、批次不大时用，守句式时不用",
     ),
     Flag("check_copy", False, configuration.BOOLEAN, "写完之后，逐行说出与语料最长的相同处和出自哪一首"),
     Flag(

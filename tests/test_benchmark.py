@@ -117,6 +117,13 @@ def test_more_tokens_than_the_context_is_refused():
         run("--max_tokens", "57")
 
 
+def test_llama_cpp_without_gguf_is_left_out(monkeypatch):
+    """要两个包的，缺一个就不比，不半途出错。"""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "llama_cpp" or None)
+    model = benchmark.random_model(ModelConfig(320, 64, 1, 2, 32))
+    assert benchmark.other_engines(model, "fp32", 4, 1) == []
+
+
 @pytest.mark.llama
 @pytest.mark.parametrize(
     ("package", "build", "kind"),

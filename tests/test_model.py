@@ -465,12 +465,16 @@ def test_int8_rows_do_not_depend_on_each_other():
 
 @pytest.mark.parametrize("vnni", [True, False])
 def test_int8_without_vnni_uses_seven_bits(vnni, monkeypatch):
-    """没有 VNNI 的 CPU 上激活只用 7 位，最大的输入也不饱和；有没有都不算错。"""
+    """没有 VNNI 的 CPU 上激活只用 7 位：单位阵照出激活量化成几种值，一行与多行都是。"""
     monkeypatch.setattr(model_module, "_eight_bits", lambda: vnni)
-    layer = WritingLinear(torch.ones(48, 64), torch.zeros(48), "int8")
+    layer = WritingLinear(torch.eye(512), torch.zeros(512), "int8")
     assert layer.special
-    for x in (torch.ones(1, 64), torch.ones(3, 64), -torch.ones(3, 64)):
-        torch.testing.assert_close(layer(x), F.linear(x, torch.ones(48, 64)), rtol=0.02, atol=0)
+    x = torch.linspace(-1, 1, 512)
+    for rows in (x[None], x.repeat(3, 1)):
+        found = layer(rows)
+        torch.testing.assert_close(found, rows, rtol=0, atol=0.02)
+        kinds = len(found[0].unique())
+        assert kinds > 192 if vnni else 64 < kinds < 192
 
 
 def test_int8_without_fbgemm(monkeypatch):
