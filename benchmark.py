@@ -23,12 +23,12 @@ import torch
 import torch.nn.functional as F
 
 import config as configuration
-import data
 import generation
 import lyrics
 import model as model_module
 import runtime
 from config import Flag, UserError
+from corpus.tokens import Batches
 from gguf_file import write_gguf
 from model import GPT, WRITING_DTYPES, ModelConfig, prepare_for_writing
 from optimizer import build_optimizers
@@ -485,7 +485,7 @@ def data_path(rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows 删不掉还映射着的文件
         path = Path(folder) / "tokens.bin"
         np.random.default_rng(0).integers(0, 10000, 20_000_000, dtype=np.uint16).tofile(path)
-        batches = data.Batches(np.memmap(path, dtype=np.uint16, mode="r"), 1024, 64, seed=0)
+        batches = Batches(np.memmap(path, dtype=np.uint16, mode="r"), 1024, 64, seed=0)
         steps = range(20)
         tokens = len(steps) * 64 * 1024
         row = alternate("备训练批次，64 × 1024", tokens, rounds, lambda: [batches.at(step) for step in steps])

@@ -48,6 +48,16 @@ def _is_config(value: Any) -> bool:
     return isinstance(value, Mapping) and all(type(part) in plain for entry in value.items() for part in entry)
 
 
+def _is_corpus(value: Any) -> bool:
+    """{"files": 指纹, "cleaning": 清洗的版本}；清洗版本 1 的检查点里是一个合起来的指纹。"""
+    return _is_name(value) or (
+        isinstance(value, Mapping)
+        and set(value) == {"files", "cleaning"}
+        and _is_name(value["files"])
+        and _is_count(value["cleaning"])
+    )
+
+
 def _is_mapping(value: Any) -> bool:
     return isinstance(value, Mapping)
 
@@ -62,6 +72,7 @@ MODEL_KEYS: dict[str, Callable[[Any], bool]] = {
     "val_loss": _is_loss,
     "val_bpc": _is_loss,
     "data": _is_numbers,
+    "corpus": lambda value: value is None or _is_corpus(value),
 }
 SCALER_KEYS = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 RESUME_KEYS: dict[str, Callable[[Any], bool]] = {
@@ -72,7 +83,7 @@ RESUME_KEYS: dict[str, Callable[[Any], bool]] = {
     "best_val_bpc": _is_loss,
     "evaluation_due": lambda value: type(value) is bool,
     "skipped_steps": _is_count,
-    "corpus": _is_name,
+    "corpus": _is_corpus,
     "run_id": _is_name,
 }
 # 优化器为每个参数存的东西；还没走过一步时一项也没有。
@@ -153,6 +164,7 @@ def load(path: Path, for_resume: bool = False) -> dict[str, Any]:
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         raise CheckpointError(f"不是本仓库的检查点（或版本不同）：{path}")
     contents.setdefault("data", {})  # 早先的检查点没有
+    contents.setdefault("corpus", None)  # 早先的 best.pt 没有
     wrong = [key for key, accepts in keys.items() if key not in contents or not accepts(contents[key])]
     if wrong:
         raise CheckpointError(f"检查点 {path} 缺少 {'、'.join(wrong)}，或其内容不对")
@@ -190,12 +202,14 @@ def model_contents(
     val_loss: float | None,
     val_bpc: float | None,
     data: Mapping[str, float] | None = None,
+    corpus: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """推理所需的全部内容。
 
     Args:
         iteration: 已完成的优化步数。
         data: 语料的统计：歌数、字数、词元数……
+        corpus: {"files": 歌词文件的指纹, "cleaning": 清洗的版本}。
     """
     return {
         "format": FORMAT,
@@ -207,6 +221,7 @@ def model_contents(
         "val_loss": val_loss,
         "val_bpc": val_bpc,
         "data": dict(data or {}),
+        "corpus": dict(corpus) if corpus else None,
     }
 
 

@@ -18,10 +18,11 @@ from typing import Any, NamedTuple, NoReturn
 PRESET = "auto"  # auto：有加速卡用 gpu，没有用 cpu；gpu：下面的常量；cpu：笔记本几分钟训完样例的小模型
 
 # ---- 数据与分词 ----
-LYRICS_DIR = "ChineseLyrics"  # 歌词文件夹（*.json、*.jsonl、*.txt、*.lrc）
+LYRICS_DIR = "ChineseLyrics"  # 歌词文件夹（*.json、*.csv、*.txt、*.lrc 等，见 ChineseLyrics/README.md）
 CACHE_DIR = "cache"  # 词元缓存文件夹
 BPE_VOCAB_SIZE = 10000  # 词表大小（个）；语料太小时自动减小
 BPE_MODEL_PREFIX = "chinese_lyrics_bpe"  # 分词模型文件名（不含 .model）
+INSPECT = None  # 把每首歌照训练时的样子写进这个文件夹，旁边是去掉的行与略过的文件，然后结束，不训练
 VAL_FRACTION = 0.05  # 留作验证的歌曲比例（按歌曲哈希划分）
 
 # ---- 模型 ----
@@ -143,6 +144,7 @@ RULES = {
     "CACHE_DIR": path(),
     "BPE_VOCAB_SIZE": whole(300, 65536),
     "BPE_MODEL_PREFIX": path(),
+    "INSPECT": path(optional=True),
     "VAL_FRACTION": number(lambda v: 0 < v <= 0.5, "大于 0、不超过 0.5 的数"),
     "N_LAYERS": whole(1),
     "N_HEADS": whole(1),

@@ -26,12 +26,14 @@ import torch.nn.functional as F
 
 import checkpoint
 import config as configuration
-import data
 import generation
 import lyrics
 import runtime
 from checkpoint import BEST, METRICS, CheckpointError
 from config import Flag, UserError
+from corpus.cleaning import CLEANING_VERSION
+from corpus.files import CorpusError
+from corpus.tokens import IGNORED, Corpus, prepare, validation_batches
 from lyrics import CopyIndex, LyricsError
 from model import GPT, WRITING_DTYPES, prepare_for_writing
 from tokenizer import Tokenizer, TokenizerError
@@ -151,7 +153,7 @@ class Subject:
     """
 
     def __init__(
-        self, options: dict[str, Any], model: GPT, corpus: data.Corpus, windows: int, display: runtime.Display
+        self, options: dict[str, Any], model: GPT, corpus: Corpus, windows: int, display: runtime.Display
     ) -> None:
         self.options, self.model, self.corpus, self.windows, self.display = options, model, corpus, windows, display
         self.tokenizer = corpus.tokenizer
@@ -260,7 +262,7 @@ def load(options: dict[str, Any]) -> Subject:
         return options[name] or (recorded if recorded.is_dir() else default)
 
     options |= {name: folder(name) for name in ("lyrics_dir", "cache_dir")}
-    corpus = data.prepare(
+    corpus = prepare(
         options["lyrics_dir"],
         options["cache_dir"],
         configuration.REPOSITORY / f"{configuration.BPE_MODEL_PREFIX}.model",  # 给了分词器，就不会动它
@@ -269,10 +271,21 @@ def load(options: dict[str, Any]) -> Subject:
         tokenizer=tokenizer,
         say=display.line,
         progress=display.progress,
+        outputs=(options["checkpoint"].parent, options["cache_dir"], configuration.REPOSITORY / "swanlog"),
     )
-    if contents.get("corpus", corpus.fingerprint) != corpus.fingerprint:
-        display.line(f"注意：{options['lyrics_dir']} 的内容与检查点训练时的不同，「留出」的歌可能训练过")
+    difference = corpus_difference(contents["corpus"], corpus.fingerprint)
+    if difference:
+        display.line(f"注意：{difference.format(options['lyrics_dir'])}，「留出」的歌可能训练过")
     return Subject(options, model, corpus, setting("eval_iters") * setting("batch_size"), display)
+
+
+def corpus_difference(saved: Any, fingerprint: str) -> str:
+    """检查点训练时的语料与现在的不同在哪里（{} 处填文件夹）；相同或检查点没有记是空的。"""
+    if not isinstance(saved, dict):  # 早先的检查点：没有记，或与清洗的版本合在一个指纹里
+        return "" if saved is None else "训练时的清洗规则与现在不同，{} 的划分或许也不同"
+    if saved["files"] != fingerprint:
+        return "{} 的内容与检查点训练时的不同"
+    return "" if saved["cleaning"] == CLEANING_VERSION else "{} 的清洗规则与检查点训练时的不同"
 
 
 def decode_songs(stream: np.ndarray, tokenizer: Tokenizer) -> Iterator[Lyric]:
@@ -372,7 +385,7 @@ def nats_of(model: GPT, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     for start in range(0, len(x), rows):
         logits = model(torch.from_numpy(x[start : start + rows]).to(device)).float()  # (b, T, V)
         targets = torch.from_numpy(y[start : start + rows]).to(device)
-        losses = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=data.IGNORED, reduction="none")
+        losses = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
         found.append(losses.cpu().double().sum(dim=1).numpy())
     return np.concatenate(found)
 
@@ -381,10 +394,10 @@ def measure_loss(subject: Subject) -> list[Row]:
     """与 train.py 的 val_loss、val_bpc 同样的窗口与定义：比特/字的字含换行、歌名、歌手。"""
     characters = subject.tokenizer.token_characters
     parts = []
-    for x, y in data.validation_batches(
+    for x, y in validation_batches(
         subject.corpus.val, subject.model.config.max_seq_len, BATCH, max(1, subject.windows)
     ):
-        real = y != data.IGNORED
+        real = y != IGNORED
         parts.append((nats_of(subject.model, x, y), real.sum(axis=1), (characters[y] * real).sum(axis=1)))
         subject.display.progress(f"留出的损失：{sum(len(part[0]) for part in parts):,} 个窗口")
     columns = zip(("nats", "tokens", "characters"), zip(*parts, strict=True), strict=True)
@@ -400,14 +413,14 @@ def text_nats(subject: Subject, texts: Sequence[str]) -> Columns:
         owners, windows = [], []
         for owner in range(first, min(first + BATCH, len(texts))):
             ids = np.array(tokenizer.song(texts[owner]))
-            targets = np.where(np.arange(1, len(ids)) < header, data.IGNORED, ids[1:])
-            tokens[owner] = (targets != data.IGNORED).sum()
+            targets = np.where(np.arange(1, len(ids)) < header, IGNORED, ids[1:])
+            tokens[owner] = (targets != IGNORED).sum()
             for start in range(0, len(targets), length):
                 owners.append(owner)
                 windows.append((ids[:-1][start : start + length], targets[start : start + length]))
         longest = max(len(x) for x, _ in windows)
         x = np.stack([np.pad(x, (0, longest - len(x))) for x, _ in windows])  # 右边的补零不影响左边
-        y = np.stack([np.pad(y, (0, longest - len(y)), constant_values=data.IGNORED) for _, y in windows])
+        y = np.stack([np.pad(y, (0, longest - len(y)), constant_values=IGNORED) for _, y in windows])
         np.add.at(nats, owners, nats_of(subject.model, x, y))
     return {"nats": nats, "tokens": tokens}
 
@@ -765,5 +778,5 @@ def plot(path: Path, metrics: Path, subject: Subject) -> None:
 
 if __name__ == "__main__":
     configuration.run_script(
-        main, UserError, data.CorpusError, CheckpointError, TokenizerError, LyricsError, runtime.DeviceError
+        main, UserError, CorpusError, CheckpointError, TokenizerError, LyricsError, runtime.DeviceError
     )

@@ -24,12 +24,15 @@ from torch import Tensor
 
 import checkpoint
 import config as configuration
-import data
 import generation
 import runtime
 import tracking
 from checkpoint import BEST, LATEST, METRICS, CheckpointError
 from config import UserError
+from corpus.cleaning import CLEANING_VERSION
+from corpus.files import CorpusError, find_files, fingerprint_before, fingerprint_files
+from corpus.inspection import inspect
+from corpus.tokens import IGNORED, Ahead, Batches, Corpus, prepare, validation_batches
 from model import GPT, ModelConfig
 from optimizer import build_optimizers, learning_rate_at, set_learning_rate
 from runtime import Display, PeerError, Processes, StopSignals, duration, signal_name
@@ -42,6 +45,8 @@ DESCRIPTION = "训练中文歌词模型。常量与说明都在 config.py；这�
 def main(argv: Sequence[str]) -> int:
     """返回退出码：0 完成；1 另一个进程出错；128+n 被信号 n 停下，已保存。"""
     config = configuration.resolve(argv, runtime.has_accelerator(), "train.py", DESCRIPTION)
+    if config.inspect is not None:
+        return look_at_corpus(config)
     processes = runtime.Processes()
     display = Display(quiet=not processes.is_main)
     stop = StopSignals(same_seconds=3.0 if processes.count > 1 else 1.0, say=lambda n: announce_signal(n, display))
@@ -96,7 +101,24 @@ def train(config: Any, processes: Processes, display: Display, stop: StopSignals
         return code
 
 
-def prepare_corpus(config: Any, processes: Processes, previous: dict[str, Any] | None, display: Display) -> data.Corpus:
+def output_folders(config: Any) -> list[Path]:
+    """训练自己写的文件夹：在歌词文件夹里面时，不当作歌词读。"""
+    written = [config.checkpoint_dir, config.cache_dir, configuration.REPOSITORY / "swanlog"]
+    return written + ([config.inspect] if config.inspect is not None else [])
+
+
+def look_at_corpus(config: Any) -> int:
+    """`--inspect`：把读到的歌写出来给人看，不训练。"""
+    display = Display()
+    report = inspect(
+        config.lyrics_dir, config.inspect, config.val_fraction, output_folders(config), display.line, display.progress
+    )
+    announce_reading(report, display)
+    display.line(f"写在 {config.inspect}：songs.txt 是要训练的歌，dropped.txt 是没有用的歌，files.txt 是略过的文件")
+    return 0
+
+
+def prepare_corpus(config: Any, processes: Processes, previous: dict[str, Any] | None, display: Display) -> Corpus:
     """主进程先准备；然后别的机器各由一个进程准备（共享文件夹时只是读缓存），其余进程最后读缓存。
 
     Raises:
@@ -104,8 +126,8 @@ def prepare_corpus(config: Any, processes: Processes, previous: dict[str, Any] |
     """
     began = time.monotonic()
 
-    def prepare(tokenizer: Tokenizer | None) -> data.Corpus:
-        return data.prepare(
+    def prepare_here(tokenizer: Tokenizer | None) -> Corpus:
+        return prepare(
             config.lyrics_dir,
             config.cache_dir,
             tokenizer_file(config),
@@ -114,22 +136,23 @@ def prepare_corpus(config: Any, processes: Processes, previous: dict[str, Any] |
             tokenizer=tokenizer,
             say=display.line,
             progress=display.progress,
+            outputs=output_folders(config),
         )
 
-    made: list[data.Corpus] = []
+    made: list[Corpus] = []
 
     def prepare_first() -> tuple[bytes, str]:
-        made.append(prepare(Tokenizer(previous["tokenizer"]) if previous else None))
+        made.append(prepare_here(Tokenizer(previous["tokenizer"]) if previous else None))
         return made[0].tokenizer.model_bytes, made[0].fingerprint
 
     model_bytes, fingerprint = processes.from_main(prepare_first)
     for everyone in (False, True):
         if not made and (everyone or processes.local_rank == 0):
-            made.append(prepare(Tokenizer(model_bytes)))
+            made.append(prepare_here(Tokenizer(model_bytes)))
         processes.barrier()
     (corpus,) = made
     if corpus.fingerprint != fingerprint:
-        raise data.CorpusError(f"这台机器上 {config.lyrics_dir} 的内容与主进程的不同")
+        raise CorpusError(f"这台机器上 {config.lyrics_dir} 的内容与主进程的不同")
     announce_corpus(corpus.report, config, display)
     display.line(f"  语料备好，用时 {time.monotonic() - began:.1f} 秒")
     return corpus
@@ -223,13 +246,14 @@ def refuse_if_different(previous: dict[str, Any], config: Any) -> None:
     if origin_of(previous["config"]) != origin_of(now):  # 别的差别多半由此而来
         differences = [f"  INIT_FROM：检查点 {previous['config'].get('init_from')}，现在 {now['init_from']}"]
         ways.insert(1, "  --checkpoint_dir 换一个文件夹：这次训练另存，旧的不动")
-    if previous["corpus"] != data.corpus_fingerprint(config.lyrics_dir, config.val_fraction):
-        if previous["config"].get("val_fraction") != config.val_fraction:
-            was = previous["config"].get("val_fraction")
-            differences.append(f"  VAL_FRACTION：检查点 {was}，现在 {config.val_fraction}")
-        elif not config.allow_new_corpus:
-            differences.append(f"  语料：{config.lyrics_dir} 的内容与检查点训练时不同")
-            ways.append("  --allow_new_corpus true：语料添了新歌，沿用检查点的分词器继续（不再能逐位重现）")
+    was = previous["config"].get("val_fraction")
+    if was != config.val_fraction:
+        differences.append(f"  VAL_FRACTION：检查点 {was}，现在 {config.val_fraction}")
+    elif not config.allow_new_corpus:
+        changed = corpus_changes(previous["corpus"], config)
+        differences += changed
+        if changed:
+            ways.append("  --allow_new_corpus true：用现在的歌，沿用检查点的分词器继续（不再能逐位重现）")
     if differences:
         raise UserError(
             f"{config.checkpoint_dir / LATEST} 与现在的设置不同，没有开始训练：\n"
@@ -237,6 +261,20 @@ def refuse_if_different(previous: dict[str, Any], config: Any) -> None:
             + "\n可以：\n"
             + "\n".join(ways)
         )
+
+
+def corpus_changes(saved: Any, config: Any) -> list[str]:
+    """歌词文件变了，还是只是清洗的规则变了；都没变是空的。"""
+    files = find_files(config.lyrics_dir, output_folders(config)).files
+    if isinstance(saved, str):  # 清洗版本 1 的检查点：两样合在一个指纹里
+        unchanged, cleaning = saved == fingerprint_before(config.lyrics_dir, config.val_fraction), 1
+    else:
+        unchanged, cleaning = saved["files"] == fingerprint_files(config.lyrics_dir, files), saved["cleaning"]
+    if not unchanged:
+        return [f"  语料：{config.lyrics_dir} 的内容与检查点训练时不同"]
+    if cleaning != CLEANING_VERSION:
+        return [f"  清洗：规则的版本，检查点 {cleaning}，现在 {CLEANING_VERSION}（歌词文件没有变）"]
+    return []
 
 
 # ---------------------------------------------------------------------------
@@ -260,7 +298,7 @@ class Trainer:
         self,
         config: Any,
         environment: runtime.Runtime,
-        corpus: data.Corpus,
+        corpus: Corpus,
         previous: dict[str, Any] | None,
         display: Display,
         initial: dict[str, Any] | None = None,
@@ -284,9 +322,9 @@ class Trainer:
         if previous is not None:
             self._restore(previous)
         self.processes.copy_from_main(parameter.data for parameter in self.model.parameters())
-        self.batches = data.Batches(corpus.train, config.max_seq_len, config.batch_size, self.seed)
+        self.batches = Batches(corpus.train, config.max_seq_len, config.batch_size, self.seed)
         self.rows = self.processes.share(config.batch_size)  # 每批里归这个进程的序列
-        self.batches_ahead = data.Ahead(self._batch)
+        self.batches_ahead = Ahead(self._batch)
         most_rows = -(-config.batch_size // self.processes.count)
         self.micro_batch_size = min(config.micro_batch_size or most_rows, most_rows)  # 各进程相同
         self.loss_function, self.compiled = self._compile()
@@ -329,8 +367,11 @@ class Trainer:
         self.best_val_loss, self.best_val_bpc = previous["best_val_loss"], previous["best_val_bpc"]
         self.seed, self.run_id = previous["rng"]["seed"], previous["run_id"]
         self._announce_resumed(previous)
-        if previous["corpus"] != self.corpus.fingerprint:
+        if previous["corpus"] != self._corpus_identity():
             self._start_new_best()
+
+    def _corpus_identity(self) -> dict[str, Any]:
+        return {"files": self.corpus.fingerprint, "cleaning": CLEANING_VERSION}
 
     def _announce_resumed(self, previous: dict[str, Any]) -> None:
         say, config = self.display.line, self.config
@@ -356,7 +397,7 @@ class Trainer:
         """语料变了，验证集也变了：旧的 best.pt 留档，最好成绩重新计。"""
         moved = checkpoint.archive(self.config.checkpoint_dir, [BEST]) if self.processes.is_main else None
         self.best_val_loss = self.best_val_bpc = None
-        self.display.line("  语料已变：沿用检查点的分词器，这次训练不再能逐位重现")
+        self.display.line("  语料或清洗的规则已变：沿用检查点的分词器，这次训练不再能逐位重现")
         self.display.line(f"  旧语料上的 best.pt 留在 {moved}" if moved else "  验证集已变，最佳成绩重新计")
 
     def _start_tracking(self) -> Tracker:
@@ -616,7 +657,7 @@ class Trainer:
         characters = torch.from_numpy(self.tokenizer.token_characters)
         self.model.eval()
         sums = torch.zeros(3, dtype=torch.float64)  # 损失之和（nat）、词元数、字数
-        batches = data.validation_batches(
+        batches = validation_batches(
             self.corpus.val, config.max_seq_len, self.micro_batch_size, windows, processes.rank, processes.count
         )
         with torch.no_grad(), self.environment.autocast():
@@ -626,7 +667,7 @@ class Trainer:
                 targets = torch.from_numpy(y)
                 device = self.environment.device
                 nats = self.model.loss(torch.from_numpy(x).to(device), targets.to(device)).item() if len(x) else 0.0
-                real = targets[targets != data.IGNORED]
+                real = targets[targets != IGNORED]
                 sums += torch.tensor([nats, real.numel(), int(characters[real].sum())], dtype=torch.float64)
         processes.add([sums])
         nats, tokens, written = sums.tolist()
@@ -680,7 +721,9 @@ class Trainer:
         plain = configuration.as_plain_dict(self.config)
         statistics = {name: value for name, value in self.corpus.report.items() if type(value) in (int, float)}
         losses = self.val_loss, self.val_bpc
-        return checkpoint.model_contents(self.model, self.tokenizer, plain, self.iteration, *losses, statistics)
+        return checkpoint.model_contents(
+            self.model, self.tokenizer, plain, self.iteration, *losses, statistics, self._corpus_identity()
+        )
 
     def save_latest(self, ending: bool = False) -> None:
         """存 latest.pt。写不进去时说一句，训练继续，到下一个保存点再试。
@@ -696,7 +739,6 @@ class Trainer:
             "best_val_bpc": self.best_val_bpc,
             "evaluation_due": self.evaluation_due,
             "skipped_steps": self.skipped_steps,
-            "corpus": self.corpus.fingerprint,
             "run_id": self.run_id,
         }
         if not self._save(LATEST, contents) and ending:
@@ -785,12 +827,7 @@ def announce_signal(number: int, display: Display) -> None:
 
 def announce_corpus(report: dict[str, Any], config: Any, display: Display) -> None:
     say = display.line
-    dropped = "、".join(
-        f"{reason} {count:,}（如 {report['dropped_examples'][reason]}）" for reason, count in report["dropped"].items()
-    )
-    say(f"语料：读到 {report['songs_read']:,} 首" + (f"；舍弃 {dropped}" if dropped else ""))
-    copies = f"内容相同 {report['identical']:,} 首、大半相同 {report['near_copies']:,} 首"
-    say(f"  去重：{copies}；留下 {report['songs']:,} 首")
+    announce_reading(report, display)
     say(
         f"  {report['characters']:,} 字 → {report['tokens']:,} 词元（每字 {report['tokens_per_character']:.3f}），"
         f"词表 {report['vocab_size']:,}"
@@ -801,6 +838,28 @@ def announce_corpus(report: dict[str, Any], config: Any, display: Display) -> No
     )
     if report["vocab_size"] < config.bpe_vocab_size:
         say(f"  语料较小，词表由 {config.bpe_vocab_size:,} 减为 {report['vocab_size']:,}")
+
+
+def announce_reading(report: dict[str, Any], display: Display) -> None:
+    """读到几首，略过了哪些文件、舍弃了哪些歌与行，各因何、例如哪个。"""
+    say = display.line
+
+    def listed(counts: dict[str, int], examples: dict[str, str], unit: str) -> str:
+        return "、".join(f"{reason} {count:,} {unit}（如 {examples[reason]}）" for reason, count in counts.items())
+
+    dropped = listed(report["dropped"], report["dropped_examples"], "首")
+    say(f"语料：读到 {report['songs_read']:,} 首" + (f"；舍弃 {dropped}" if dropped else ""))
+    files = listed(report["unread"] | report["ignored"], report["unread_examples"] | report["ignored_examples"], "个")
+    if files:
+        say(f"  没有读的文件：{files}")
+    lines = "、".join(f"{reason} {count:,} 行" for reason, count in report["dropped_lines"].items())
+    if lines:
+        say(f"  歌里去掉：{lines}（看看去掉了什么：--inspect 文件夹）")
+    for where in report["many_songs"][:3]:
+        say(f"  注意：{where} 很长，像是许多首歌，但看不出从哪里分开，当作一首读；请拆开，或在每首前加一行《歌名》")
+    copies = f"内容相同 {report['identical']:,} 首、大半相同 {report['near_copies']:,} 首"
+    collections = f"、装着别的歌的合集 {report['collections']:,} 个" if report["collections"] else ""
+    say(f"  去重：{copies}{collections}；留下 {report['songs']:,} 首")
 
 
 def announce_finished(previous: dict[str, Any], config: Any, display: Display) -> None:
@@ -848,5 +907,5 @@ def leave(code: int) -> None:
 
 
 if __name__ == "__main__":
-    user_errors = (UserError, data.CorpusError, CheckpointError, TokenizerError, runtime.DeviceError)
+    user_errors = (UserError, CorpusError, CheckpointError, TokenizerError, runtime.DeviceError)
     configuration.run_script(main, *user_errors, leave=leave)

@@ -94,7 +94,7 @@ def test_restored_model_does_not_share_memory_with_the_trained_one(model, tokeni
 
 def test_contents_are_those_of_the_design(contents, model):
     """顶层键与设计一致；权重名就是裸模型的，没有 torch.compile 或 DDP 的前缀，也没有 RoPE 表。"""
-    assert set(contents) == set("format model model_config config tokenizer iter val_loss val_bpc data".split())
+    assert set(contents) == set("format model model_config config tokenizer iter val_loss val_bpc data corpus".split())
     assert set(contents["model"]) == {name for name, _ in model.named_parameters()}
     assert not [name for name in contents["model"] if "_orig_mod." in name or name.startswith("module.")]
 

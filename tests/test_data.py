@@ -4,16 +4,24 @@ import json
 import os
 import random
 import re
+import shutil
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import data
 import tokenizer as tokenizer_module
-from data import Batches, CorpusError, RawSong, Song, clean_song, clean_text, content_key, near_copies, prepare
+from corpus import near_copies as near_copies_module
+from corpus import tokens
+from corpus.cleaning import CLEANING_VERSION, LONGEST_NAME, RawSong, Song, clean_name, clean_song, clean_text
+from corpus.files import CorpusError, decode_bytes, find_files, fingerprint_files, is_bundled_sample
+from corpus.formats import NotLyrics, read_file
+from corpus.near_copies import COMMON_SPAN, content_key, near_copies
+from corpus.songs import read_songs, split_songs, unigram_bits_per_character
+from corpus.tokens import IGNORED, Ahead, Batches, Corpus, prepare, validation_batches
 
+SAMPLE = Path(__file__).resolve().parent.parent / "ChineseLyrics" / "sample.json"
 LETTERS = [chr(0x4E00 + 31 * index) for index in range(300)]
 VERSE = "今夜我在风里等你\n山高水远路灯下\n雨落长街故乡的月亮照着河岸\n少年唱歌走过四季花开"
 
@@ -35,7 +43,7 @@ def write_json(path: Path, content) -> Path:
 
 
 def read(path: Path) -> list[RawSong]:
-    return list(data.read_file(path))
+    return list(read_file(path))
 
 
 def keys_of(*songs: list[str]) -> list[str]:
@@ -91,9 +99,9 @@ def test_lrc_without_tags(tmp_path):
 
 def test_files_are_found_in_order(tmp_path):
     """子文件夹也找，大小写后缀都认，别的文件不管，次序固定。"""
-    for name in ("b/c.json", "a.JSONL", "z.txt", "b/a.lrc", "README.md", "c.csv"):
+    for name in ("b/c.json", "a.JSONL", "z.txt", "b/a.lrc", "README.md", "c.docx"):
         write_json(tmp_path / name, [])
-    found = [path.relative_to(tmp_path).as_posix() for path in data.find_files(tmp_path)]
+    found = [path.relative_to(tmp_path).as_posix() for path in find_files(tmp_path).files]
     assert found == sorted(found)
     assert set(found) == {"a.JSONL", "b/a.lrc", "b/c.json", "z.txt"}
 
@@ -115,7 +123,7 @@ def test_readable_encodings(tmp_path, encoding, suffix):
 def test_traditional_gb18030():
     """GB18030 的繁体字、罕见字与 emoji 也认得。"""
     text = "風裡雨裡，我在這裡等你；燈火闌珊處，誰還記得誰。\n𠮷野家的夜晚 🎵\n" * 2
-    assert data.decode_bytes(text.encode("gb18030"), Path("a")) == text
+    assert decode_bytes(text.encode("gb18030"), Path("a")) == text
 
 
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"], ids=["plain", "bom"])
@@ -125,14 +133,14 @@ def test_damaged_utf8_names_the_position(bom):
     place = content.index("月".encode())
     content[place] = 0xFF
     with pytest.raises(CorpusError, match=f"songs.txt：第 {place} 字节"):
-        data.decode_bytes(bytes(content), Path("songs.txt"))
+        decode_bytes(bytes(content), Path("songs.txt"))
 
 
 def test_truncated_utf8():
     """文件在半个字处断了。"""
     content = VERSE.encode()[:-1]
     with pytest.raises(CorpusError, match="字节"):
-        data.decode_bytes(content, Path("a.txt"))
+        decode_bytes(content, Path("a.txt"))
 
 
 TRADITIONAL = {
@@ -181,17 +189,19 @@ def test_malformed_jsonl_names_line_and_column(tmp_path):
         read(path)
 
 
-@pytest.mark.parametrize("content", [{"name": "a", "lyric": ["x"]}, "歌", 5, None])
-def test_top_level_must_be_an_array(tmp_path, content):
-    """最外层不是数组。"""
-    with pytest.raises(CorpusError, match="a.json：最外层应为数组"):
+@pytest.mark.parametrize(
+    "content", ["歌", 5, None, [], {}, {"a": ["a", "ia"]}, [{"name": "作者", "desc": "生平"}], [[1, 2]]]
+)
+def test_json_without_songs_is_left_out(tmp_path, content):
+    """没有歌的 JSON 略过，不是错误。"""
+    with pytest.raises(NotLyrics, match="没有歌的 JSON"):
         read(write_json(tmp_path / "a.json", content))
 
 
 def test_absurd_json(tmp_path):
     """嵌套过深的 JSON 是一句错误，不是回溯。"""
     path = tmp_path / "a.json"
-    path.write_text("[" * 200_000, encoding="utf-8")
+    path.write_text("[" * 200_000 + '"lyric"', encoding="utf-8")
     with pytest.raises(CorpusError, match="a.json"):
         read(path)
 
@@ -304,7 +314,7 @@ def test_sung_lines_survive(line):
     ("before", "after"),
     [
         ("[00:12.34]今夜我", "今夜我"),
-        ("[00:12.34][01:12]今夜我", "今夜我"),
+        ("[00:12.34][01:12]今夜我", "今夜我\n今夜我"),
         ("<00:12.34>今<00:13.00>夜我", "今夜我"),
         ("[Chorus] 今夜我", "今夜我"),
         ("【副歌】今夜我", "今夜我"),
@@ -353,10 +363,19 @@ def test_cleaned_text_is_valid_unicode(tmp_path):
 
 
 def test_names_are_cleaned():
-    """歌名与歌手是一行干净文字，不是文字的当作没有。"""
-    assert data.clean_name("  如果\u3000爱\n&amp;恨\u200b ") == "如果 爱 &恨"
-    assert [data.clean_name(name) for name in (None, 5, ["a"], "")] == [""] * 4
-    assert len(data.clean_name("长" * 500)) == data.LONGEST_NAME
+    """歌名与歌手是一行干净文字；数成为文字，几个歌手连起来，别的当作没有。"""
+    assert clean_name("  如果\u3000爱\n&amp;恨\u200b ") == "如果 爱 &恨"
+    assert [clean_name(name) for name in (None, True, {}, [], "")] == [""] * 5
+    assert [clean_name(name) for name in (1874, 7.0, 3.5, ["甲", "乙"], ["甲", None, 5])] == [
+        "1874",
+        "7",
+        "3.5",
+        "甲/乙",
+        "甲/5",
+    ]
+    assert clean_name([{"id": 1, "name": "甲"}, {"name": "乙"}]) == "甲/乙"
+    assert clean_name("爱&amp;amp;恨\\n上下") == "爱&恨 上下"
+    assert len(clean_name("长" * 500)) == LONGEST_NAME
 
 
 @pytest.mark.parametrize(
@@ -382,7 +401,7 @@ def test_drop_reasons(tmp_path, element, reason):
     """每种不能用的歌各有自己的原因，报告里数得清、找得到。"""
     path = write_json(tmp_path / "a.json", [make_song(1), element])
     report = {}
-    assert len(data.read_songs([path], report, lambda message: None)) == 1
+    assert len(read_songs([path], report, lambda message: None)[0]) == 1
     assert report["dropped"] == {reason: 1}
     assert report["dropped_examples"] == {reason: f"{path} 第 2 首"}
     assert report["songs_read"] == 2
@@ -401,6 +420,18 @@ def test_identical_songs_are_kept_once():
     lines = make_lines(1)
     keys = keys_of(lines, make_lines(2), ["，".join(lines).replace("\n", "")], [line + "！" for line in lines])
     assert near_copies(keys) == {2: 0, 3: 0}
+
+
+def test_identical_songs_leave_before_the_search(monkeypatch):
+    """60 首各 99 份：只在 60 首里找大半相同的，内存与 60 首一样。"""
+    searched = []
+    original = near_copies_module._candidate_pairs
+    monkeypatch.setattr(
+        near_copies_module, "_candidate_pairs", lambda keys: searched.append(len(keys)) or original(keys)
+    )
+    keys = keys_of(*(make_lines(seed) for seed in range(60)))
+    assert near_copies(keys * 99) == {index: index % 60 for index in range(60, 60 * 99)}
+    assert searched == [60]
 
 
 def test_live_version_is_a_near_copy():
@@ -450,7 +481,7 @@ def test_repetitive_songs_are_found_too(lines):
 
 def test_song_present_very_often():
     """被翻唱上百次的歌也只留一首。"""
-    versions = [make_lines(1, 16) for _ in range(data.COMMON_SPAN + 30)]
+    versions = [make_lines(1, 16) for _ in range(COMMON_SPAN + 30)]
     for number, version in enumerate(versions):
         version[number % 16] = make_lines(1000 + number, 1)[0]
     assert set(near_copies(keys_of(*versions)).values()) == {0}
@@ -472,7 +503,7 @@ def test_adding_songs_moves_none():
     new = keys_of(*(make_lines(seed, 3) for seed in range(200, 500)))
 
     def val_keys(keys):
-        return {keys[index] for index in data.split_songs(keys, 0.1)[1]}
+        return {keys[index] for index in split_songs(keys, 0.1)[1]}
 
     before, after = val_keys(old), val_keys(new[:150] + old[::-1] + new[150:])
     assert before == after & set(old)
@@ -482,7 +513,7 @@ def test_adding_songs_moves_none():
 def test_split_covers_every_song_once():
     """每首恰在一边，验证集约为所要的比例。"""
     keys = keys_of(*(make_lines(seed, 3) for seed in range(1000)))
-    train, val, digests = data.split_songs(keys, 0.1)
+    train, val, digests = split_songs(keys, 0.1)
     assert sorted(train + val) == list(range(1000))
     assert 60 <= len(val) <= 140
     assert len(set(digests)) == 1000
@@ -492,16 +523,16 @@ def test_split_covers_every_song_once():
 def test_two_songs_fill_both_sides(fraction):
     """两首歌也要一边一首。"""
     for seed in range(10):
-        train, val, _ = data.split_songs(keys_of(make_lines(seed), make_lines(seed + 50)), fraction)
+        train, val, _ = split_songs(keys_of(make_lines(seed), make_lines(seed + 50)), fraction)
         assert len(train) == len(val) == 1
 
 
 def test_unigram_bits_per_character():
     """手算：训练 aab，验证 ab；计数 a2 b1 歌尾1 未见1，加一后 a3 b2 歌尾2 未见1，共 8。"""
     expected = -(np.log2(3 / 8) + np.log2(2 / 8) + np.log2(2 / 8)) / 2
-    assert data.unigram_bits_per_character(["aab"], ["ab"]) == pytest.approx(expected)
+    assert unigram_bits_per_character(["aab"], ["ab"]) == pytest.approx(expected)
     unseen = -(np.log2(1 / 8) + np.log2(2 / 8))
-    assert data.unigram_bits_per_character(["aab"], ["c"]) == pytest.approx(unseen)
+    assert unigram_bits_per_character(["aab"], ["c"]) == pytest.approx(unseen)
 
 
 # ---- prepare：从文件夹到缓存 ----
@@ -517,7 +548,7 @@ class Workshop:
     def write(self, name: str, songs: list) -> Path:
         return write_json(self.lyrics / name, songs)
 
-    def prepare(self, vocab_size: int = 2000, val_fraction: float = 0.2, **extra) -> data.Corpus:
+    def prepare(self, vocab_size: int = 2000, val_fraction: float = 0.2, **extra) -> Corpus:
         self.said = []
         return prepare(self.lyrics, self.cache, self.model, vocab_size, val_fraction, say=self.said.append, **extra)
 
@@ -543,7 +574,7 @@ def forty(workshop):
     return workshop
 
 
-def split_stream(corpus: data.Corpus, stream: np.ndarray) -> list[dict]:
+def split_stream(corpus: Corpus, stream: np.ndarray) -> list[dict]:
     """词元流 → 每首歌 {title, singer, lyric}；布局不对时失败。"""
     book = corpus.tokenizer
     ends = np.flatnonzero(stream == book.eos_id) + 1
@@ -565,7 +596,7 @@ def split_stream(corpus: data.Corpus, stream: np.ndarray) -> list[dict]:
     return songs
 
 
-def lyrics_of(corpus: data.Corpus, stream: np.ndarray) -> set[str]:
+def lyrics_of(corpus: Corpus, stream: np.ndarray) -> set[str]:
     return {song["lyric"] for song in split_stream(corpus, stream)}
 
 
@@ -710,9 +741,9 @@ def test_changed_song_rebuilds(forty):
 
 
 def test_cleaning_version_rebuilds(forty, monkeypatch):
-    """清洗规则的版本变了，缓存作废。"""
-    monkeypatch.setattr(data, "CLEANING_VERSION", data.CLEANING_VERSION + 1)
-    assert forty.prepare().fingerprint != forty.corpus.fingerprint
+    """清洗规则的版本变了，缓存作废；文件的指纹不变。"""
+    monkeypatch.setattr(tokens, "CLEANING_VERSION", CLEANING_VERSION + 1)
+    assert forty.prepare().fingerprint == forty.corpus.fingerprint
     assert forty.rebuilt
 
 
@@ -844,8 +875,7 @@ def test_given_tokenizer_creates_no_file(workshop):
 
 def test_corpus_fingerprint_matches_prepare(forty):
     """检查点里的语料指纹，不准备语料也算得出。"""
-    assert data.corpus_fingerprint(forty.lyrics, 0.2) == forty.corpus.fingerprint
-    assert data.corpus_fingerprint(forty.lyrics, 0.3) != forty.corpus.fingerprint
+    assert fingerprint_files(forty.lyrics, find_files(forty.lyrics).files) == forty.corpus.fingerprint
 
 
 # ---- prepare：不能用的语料 ----
@@ -882,8 +912,9 @@ def test_empty_folder(workshop):
 @pytest.mark.parametrize(
     ("songs", "reason"),
     [
-        ([], "文件里没有歌"),
-        ([{"name": "a"}], "缺少 lyric 1 首"),
+        ([], "没有歌的 JSON 1 个文件"),
+        ([{"name": "a"}], "没有歌的 JSON 1 个文件"),
+        ([{"lyric": None}], "缺少 lyric 1 首"),
         ([{"lyric": "hello"}, {"lyric": "hi"}, {"lyric": []}], "汉字不足 10 个 2 首"),
     ],
 )
@@ -901,7 +932,7 @@ def test_one_song_is_not_enough(workshop):
     assert "只剩 1 首" in refused(workshop)
 
 
-@pytest.mark.parametrize("content", [b'[{"name": ', VERSE.encode("utf-16"), b'{"lyric": []}'])
+@pytest.mark.parametrize("content", [b'[{"name": ', VERSE.encode("utf-16"), b""])
 def test_bad_file_is_named(workshop, content):
     """坏文件的错误从 prepare 原样传出，写明文件，不留下缓存。"""
     workshop.write("good.json", [make_song(seed) for seed in range(5)])
@@ -915,19 +946,40 @@ def test_bad_file_is_named(workshop, content):
 
 def test_sample_is_used_alone_and_said(workshop):
     """没有别的歌词时用自带样例，并且说出来。"""
-    workshop.write("sample.json", [make_song(seed) for seed in range(5)])
-    assert workshop.prepare().report["songs"] == 5
+    workshop.lyrics.mkdir()
+    shutil.copy(SAMPLE, workshop.lyrics / "sample.json")
+    assert workshop.prepare(vocab_size=4000).report["songs"] > 200
     assert any("sample.json" in message for message in workshop.said)
 
 
 def test_sample_is_ignored_beside_own_songs(workshop):
     """有了自己的歌，样例就不混进来。"""
-    workshop.write("sample.json", [make_song(seed) for seed in range(5)])
+    workshop.lyrics.mkdir()
+    shutil.copy(SAMPLE, workshop.lyrics / "sample.json")
     workshop.write("mine.jsonl", []).write_text("\n".join(json.dumps(make_song(seed)) for seed in range(10, 13)))
     corpus = workshop.prepare()
     lyrics = lyrics_of(corpus, corpus.train) | lyrics_of(corpus, corpus.val)
     assert lyrics == {"\n".join(make_lines(seed)) for seed in range(10, 13)}
     assert not any("sample.json" in message for message in workshop.said)
+
+
+def test_own_sample_json_is_read(workshop):
+    """自己的 sample.json（内容不是自带样例）照常读，也与别的文件一起读。"""
+    workshop.write("sample.json", [make_song(seed) for seed in range(5)])
+    assert workshop.prepare().report["songs"] == 5
+    assert not any("自带样例" in message for message in workshop.said)
+    workshop.write("mine.json", [make_song(seed) for seed in range(5, 9)])
+    assert workshop.prepare().report["songs"] == 9
+
+
+def test_bundled_sample_is_known_by_content(tmp_path):
+    """仓库里的样例认得出，Windows 的换行也一样；改过一个字就是自己的。"""
+    assert is_bundled_sample(SAMPLE)
+    path = tmp_path / "sample.json"
+    path.write_bytes(SAMPLE.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
+    assert is_bundled_sample(path)
+    path.write_bytes(SAMPLE.read_bytes() + b" ")
+    assert not is_bundled_sample(path)
 
 
 # ---- 训练批次 ----
@@ -988,10 +1040,10 @@ def test_batch_size_only_regroups():
 def test_validation_predicts_each_token_once(count, batch_size):
     """每个词元（开头的除外）恰好预测一次，余下的位置补 -1。"""
     tokens = np.arange(count, dtype=np.uint16)
-    batches = list(data.validation_batches(tokens, 10, batch_size, most=10_000))
+    batches = list(validation_batches(tokens, 10, batch_size, most=10_000))
     targets = np.concatenate([y.ravel() for _, y in batches])
-    assert targets[targets != data.IGNORED].tolist() == list(range(1, count))
-    assert data.IGNORED == -1
+    assert targets[targets != IGNORED].tolist() == list(range(1, count))
+    assert IGNORED == -1
     for x, y in batches:
         assert x.shape == y.shape
         assert x.shape[1] == 10
@@ -1006,7 +1058,7 @@ def test_validation_of_part_is_the_same_every_time():
     tokens = np.arange(2001, dtype=np.uint16)
 
     def starts(batch_size):
-        return [x[0] for batch, _ in data.validation_batches(tokens, 10, batch_size, most=8) for x in batch]
+        return [x[0] for batch, _ in validation_batches(tokens, 10, batch_size, most=8) for x in batch]
 
     assert starts(4) == starts(4) == starts(3)
     assert len(set(starts(4))) == len(starts(4)) == 8
@@ -1038,7 +1090,7 @@ def test_batches_are_made_ahead_in_another_thread():
             raise ValueError("第七步")
         return step * 10
 
-    ahead = data.Ahead(make)
+    ahead = Ahead(make)
     assert [ahead.at(step) for step in (0, 1, 2, 2, 6)] == [0, 10, 20, 20, 60]
     with pytest.raises(ValueError, match="第七步"):
         ahead.at(7)

@@ -14,11 +14,11 @@ import torch
 from tiny import TINY, write_corpus
 
 import checkpoint
-import data
 import evaluate
 import lyrics
 import train
 from config import UserError
+from corpus.files import CorpusError
 from evaluate import Metric, estimate, mean, quantile, ratio, rhymes_kept, spread, table_of, whole_lines
 from lyrics import CopyIndex
 
@@ -314,7 +314,7 @@ def test_errors_are_one_line(place, tmp_path, monkeypatch):
     best = ["--checkpoint", str(place / "checkpoints/best.pt"), "--device", "cpu"]
     cases = [
         (["--checkpoint", str(tmp_path / "none.pt")], UserError, "找不到检查点"),
-        ([*best, "--lyrics_dir", str(tmp_path / "none")], data.CorpusError, "歌词文件夹不存在"),
+        ([*best, "--lyrics_dir", str(tmp_path / "none")], CorpusError, "歌词文件夹不存在"),
         ([*best, "--json", str(tmp_path / "none/e.json")], UserError, "文件夹不存在"),
         ([*best, "--plot", str(tmp_path / "e.pdf")], UserError, "png"),
         ([*best, "--only", "form", "--line_chars", "七"], lyrics.LyricsError, "--line_chars"),

@@ -18,13 +18,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_data import VERSE, Workshop, lyrics_of, make_lines, make_song
 
-import data
-from data import CorpusError, RawSong, Song, clean_name, clean_song, clean_text, near_copies
+from corpus import tokens
+from corpus.cleaning import FEWEST_HAN, LONGEST_NAME, RawSong, Song, clean_name, clean_song, clean_text
+from corpus.files import CorpusError, find_files
+from corpus.formats import read_file
+from corpus.karaoke import MOST_REPEATS, read_karaoke
+from corpus.near_copies import content_key, near_copies
+from corpus.songs import read_songs
+from corpus.tokens import Corpus, _cache_fingerprint, _load_cache, corpus_identity, read_stream
 from tokenizer import TokenizerError
 
 SUFFIXES = (".json", ".jsonl", ".txt", ".lrc")
 FILES_PER_SUFFIX = 5_500
-REASONS = {"缺少 lyric", "格式不对", "歌词为空", "清洗后为空", "汉字不足 10 个"}
+REASONS = {"缺少 lyric", "格式不对", "歌词为空", "清洗后为空", "仍像标记", "汉字不足 10 个"}
 DIRECTION_MARKS = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 repeatable = functools.partial(
@@ -78,18 +84,18 @@ def assert_clean_text(text: str) -> None:
 
 def assert_clean_song(song: Song) -> None:
     assert_clean_text(song.text)
-    assert sum("\u3400" <= character <= "\U000323af" for character in song.text) >= data.FEWEST_HAN
+    assert sum("\u3400" <= character <= "\U000323af" for character in song.text) >= FEWEST_HAN
     for name in (song.name, song.singer):
         assert_valid(name)
         assert name == " ".join(name.split())
-        assert len(name) <= data.LONGEST_NAME
+        assert len(name) <= LONGEST_NAME
 
 
 def read_one(path: Path) -> tuple[list[Song], Counter]:
     """一个文件的歌与舍弃数；不能读时是 ([], {"error": 1})。途中处处查对。"""
     report = {}
     try:
-        songs = data.read_songs([path], report, quiet)
+        songs, _ = read_songs([path], report, quiet)
     except CorpusError as error:
         message = str(error)
         assert path.name in message
@@ -101,7 +107,8 @@ def read_one(path: Path) -> tuple[list[Song], Counter]:
     assert set(report["dropped"]) == set(report["dropped_examples"]) <= REASONS
     for song in songs:
         assert_clean_song(song)
-    return songs, Counter(report["dropped"])
+    assert set(report["unread"]) == set(report["unread_examples"])
+    return songs, Counter(report["dropped"]) + Counter(unread=sum(report["unread"].values()))
 
 
 # ---- 胡乱改过的文件 ----
@@ -196,13 +203,13 @@ def test_twenty_thousand_hostile_files(tmp_path):
                 raise AssertionError(f"第 {number} 个 {suffix}：{path.read_bytes()[:300]!r}") from error
             kept += songs
             mix += dropped + Counter(files=1, kept=len(songs))
-        assert mix["kept"] > 1000, mix  # 不能都在解码那一步就拦下
+        assert mix["kept"] > 500, mix  # 不能都在解码那一步就拦下
         assert mix["error"] > 300, mix
         outcomes += mix
     assert outcomes["files"] >= 20_000
-    assert all(outcomes[reason] > 100 for reason in REASONS), outcomes
+    assert all(outcomes[reason] > 100 for reason in {*REASONS, "unread"}), outcomes
     for start in range(0, len(kept), 1000):
-        keys = [data.content_key(song.text) for song in kept[start : start + 1000]]
+        keys = [content_key(song.text) for song in kept[start : start + 1000]]
         assert all(later > earlier for later, earlier in near_copies(keys).items())
 
 
@@ -278,19 +285,19 @@ def test_any_name_is_cleaned(name):
     cleaned = clean_name(name)
     assert_valid(cleaned)
     assert cleaned == " ".join(cleaned.split())
-    assert len(cleaned) <= data.LONGEST_NAME
+    assert len(cleaned) <= LONGEST_NAME
 
 
 @repeatable(max_examples=1000)
 @given(st.lists(ANY_SONG | ANY_JSON, max_size=4), st.booleans(), st.sampled_from([".json", ".jsonl"]))
 def test_any_json_is_counted(tmp_path, songs, ascii_only, suffix):
-    """任意 JSON 值的数组：每个元素不是一首歌，就是记了原因的一次舍弃。"""
+    """任意 JSON 值的数组：每个元素不是一首歌，就是记了原因的一次舍弃；一首也没有的文件整个略过。"""
     path = tmp_path / f"a{suffix}"
     lines = [json.dumps(song, ensure_ascii=ascii_only) for song in songs]
     text = "\n".join(lines) if suffix == ".jsonl" else f"[{','.join(lines)}]"
     path.write_bytes(text.encode("utf-8", errors="replace"))
     kept, dropped = read_one(path)
-    assert len(kept) + sum(dropped.values()) == len(songs)
+    assert dropped == {"unread": 1} or len(kept) + sum(dropped.values()) == len(songs)
     assert "error" not in dropped
 
 
@@ -366,8 +373,9 @@ def test_many_times_before_a_long_line(tmp_path):
     """几万个时间之后一句五十万字的话：不会展开成几十 GB。"""
     path = tmp_path / "a.lrc"
     path.write_text("[00:01.00]" * 50_000 + "今" * 500_000, encoding="utf-8")
-    (count,) = (len(raw.lyric) for raw in data.read_file(path))
-    assert 1 <= count <= data.MOST_REPEATS
+    (raw,) = read_file(path)
+    count = len(read_karaoke(raw.lyric, True).text.split("\n"))
+    assert 1 <= count <= MOST_REPEATS
 
 
 def test_a_song_that_is_one_long_line_trains_a_tokenizer(tmp_path):
@@ -391,8 +399,8 @@ def workshop(tmp_path):
 
 
 def test_json_nested_a_hundred_thousand_deep(workshop):
-    """十万层的 JSON 是一行错误。"""
-    (workshop.lyrics / "深.json").write_text("[" * 100_000 + "]" * 100_000)
+    """十万层的 JSON 是一行错误；看不出有歌的，略过。"""
+    (workshop.lyrics / "深.json").write_text("[" * 100_000 + '{"lyric": "a"}' + "]" * 100_000)
     with pytest.raises(CorpusError, match=r"深\.json：JSON 嵌套过深"):
         workshop.prepare()
     (workshop.lyrics / "深.json").unlink()
@@ -457,7 +465,7 @@ def test_things_that_are_not_files(workshop):
     if hasattr(os, "mkfifo"):
         os.mkfifo(workshop.lyrics / "a.txt")
     with limit(20):
-        assert [path.name for path in data.find_files(workshop.lyrics)] == ["好.json"]
+        assert [path.name for path in find_files(workshop.lyrics).files] == ["好.json"]
         assert workshop.prepare().report["songs_read"] == 10
 
 
@@ -491,14 +499,14 @@ def test_unreadable_files_and_folders(workshop, monkeypatch):
 
         return call
 
-    for method, number in [("read_bytes", errno.EACCES), ("is_file", errno.EACCES), ("rglob", errno.EIO)]:
+    for method, number in [("read_bytes", errno.EACCES), ("is_file", errno.EACCES), ("iterdir", errno.EIO)]:
         with monkeypatch.context() as patch:
             patch.setattr(Path, method, broken(number))
             with pytest.raises(CorpusError, match=f"读不了 .*lyrics.*：{os.strerror(number)}"):
                 workshop.prepare()
     with monkeypatch.context() as patch:
         patch.setattr(
-            data, "corpus_fingerprint", lambda *_: workshop.lyrics.rename(workshop.lyrics.with_name("b")).name
+            tokens, "fingerprint_files", lambda *_: workshop.lyrics.rename(workshop.lyrics.with_name("b")).name
         )
         with pytest.raises(CorpusError, match="读不了 .*lyrics"):
             workshop.prepare()
@@ -555,7 +563,7 @@ def test_a_full_disk_is_one_line(workshop, monkeypatch, name, moment):
         if moment == "replace":
             patch.setattr(os, "replace", failing_replace)
         else:
-            patch.setattr(data, "open", failing_open, raising=False)
+            patch.setattr(tokens, "open", failing_open, raising=False)
         with pytest.raises(CorpusError, match=f"^写不了 .*{name}：{os.strerror(errno.ENOSPC)}$") as caught:
             workshop.prepare()
     assert len(str(caught.value).splitlines()) == 1
@@ -582,7 +590,7 @@ def test_cache_folder_that_cannot_be_made(workshop):
 def test_a_cache_that_cannot_be_read_back(workshop, monkeypatch):
     """刚写好的缓存读不回来：用手里的词元，与读缓存的一样。"""
     expected = workshop.prepare()
-    monkeypatch.setattr(data, "read_stream", lambda *_: None)
+    monkeypatch.setattr(tokens, "read_stream", lambda *_: None)
     corpus = workshop.prepare()
     assert np.array_equal(corpus.train, expected.train)
     assert np.array_equal(corpus.val, expected.val)
@@ -599,12 +607,12 @@ def shelf(tmp_path_factory):
     shop.write("a.json", [make_song(seed) for seed in range(12)])
     corpus = shop.prepare()
     shop.streams = np.array(corpus.train), np.array(corpus.val)
-    shop.corpus = data.Corpus(corpus.tokenizer, *shop.streams, corpus.fingerprint, corpus.report)
+    shop.corpus = Corpus(corpus.tokenizer, *shop.streams, corpus.fingerprint, corpus.report)
     shop.files = {path: path.read_bytes() for path in [*shop.cache.iterdir(), shop.model]}
     return shop
 
 
-def assert_same_corpus(corpus: data.Corpus, shop: Workshop) -> None:
+def assert_same_corpus(corpus: Corpus, shop: Workshop) -> None:
     assert all(np.array_equal(a, b) for a, b in zip((corpus.train, corpus.val), shop.streams, strict=True))
     assert corpus.report == shop.corpus.report
     assert corpus.fingerprint == shop.corpus.fingerprint
@@ -624,10 +632,12 @@ def test_damaged_caches_are_never_used(shelf):
         original = shelf.files[path]
         content = original if number % 2 else original[:100]
         place(path, damaged(draw, content + original[len(content) :]))
-        found = data._load_cache(shelf.cache, shelf.corpus.tokenizer, shelf.corpus.fingerprint)
+        identity = corpus_identity(shelf.corpus.fingerprint, 0.2)
+        found = _load_cache(shelf.cache, shelf.corpus.tokenizer, identity)
         outcomes[found is None] += 1
         if found is not None:
-            assert_same_corpus(found, shelf)
+            assert np.array_equal(found.streams[0], shelf.streams[0])
+            assert np.array_equal(found.streams[1], shelf.streams[1])
         place(path, original)
     assert outcomes[True] > 300, outcomes
     assert outcomes[False] > 100, outcomes
@@ -637,12 +647,12 @@ def test_every_header_byte_matters_or_does_not(shelf):
     """文件头的每个字节改掉任一位：不用这份缓存，或读出同样的词元。"""
     path = shelf.cache / "train.bin"
     original = shelf.files[path]
-    stored = data._cache_fingerprint(shelf.corpus.tokenizer, shelf.corpus.fingerprint)
+    stored = _cache_fingerprint(shelf.corpus.tokenizer, corpus_identity(shelf.corpus.fingerprint, 0.2))
     for place_of_bit in range(8 * 64):
         content = bytearray(original)
         content[place_of_bit // 8] ^= 1 << place_of_bit % 8
         place(path, content)
-        stream = data.read_stream(path, stored)
+        stream = read_stream(path, stored)
         assert stream is None or np.array_equal(stream, shelf.streams[0])
     place(path, original)
 

@@ -24,10 +24,11 @@ def launch(folder: Path, corpus: Path, name: str, *extra: str, patch: str = "") 
     script = folder / f"{name}.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\n"
-        "import os, signal, time\nimport torch\nimport train, data, checkpoint, config\n"
+        "import os, signal, time\nimport torch\nimport train, checkpoint, config\n"
+        "from corpus.files import CorpusError\n"
         "rank = int(os.environ['RANK'])\n"
         f"{patch}\n"
-        "config.run_script(train.main, config.UserError, data.CorpusError, checkpoint.CheckpointError, "
+        "config.run_script(train.main, config.UserError, CorpusError, checkpoint.CheckpointError, "
         "train.runtime.DeviceError, leave=train.leave)\n",
         encoding="utf-8",
     )
@@ -154,7 +155,7 @@ def test_an_error_of_the_main_process_before_training(corpus, tmp_path, phase):
     """主进程在开始之前就出错（检查点损坏、语料有误）：一句话，另一个进程不干等、不多嘴。"""
     patch = {
         "find_previous_run": "def broken(config): raise config_error\ntrain.find_previous_run = broken",
-        "prepare": "def broken(*a, **k): raise config_error\nif rank == 0: data.prepare = broken",
+        "prepare": "def broken(*a, **k): raise config_error\nif rank == 0: train.prepare = broken",
         "archive": "def broken(*a, **k): raise config_error\ntrain.archive_earlier_run = broken",
     }[phase]
     began = time.monotonic()

@@ -56,23 +56,29 @@ def test_inference_table():
             assert table[f"--{flag.name}"] == default
 
 
-def test_file_table():
-    """文件表列出根目录的全部脚本，「引用」一栏是代码里真实的引用（train.py 写作「以上全部」）。"""
-    names = {path.stem for path in REPOSITORY.glob("*.py")}
-    table = {row[0].strip("`").removesuffix(".py"): row[2] for row in rows("文件")}
-    assert set(table) == names
-    for name, written in table.items():
-        imported = set()
-        for node in ast.walk(ast.parse((REPOSITORY / f"{name}.py").read_text(encoding="utf-8"))):
+def imported_from(paths: list[Path]) -> set[str]:
+    """这些文件 import 的模块：文件夹里的只写文件夹的名字。"""
+    imported = set()
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
-                imported |= {alias.name for alias in node.names}
+                imported |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
-                imported.add(node.module)
-        ours = imported & names
-        if written == "以上全部":
-            assert ours == set(list(table)[: list(table).index(name)])
-        else:
-            assert ours == set(re.findall(r"\w+", written.replace("–", ""))), name
+                imported.add(node.module.split(".")[0])
+    return imported
+
+
+def test_file_table():
+    """文件表列出根目录的全部脚本与放代码的文件夹，「引用」一栏是代码里真实的引用。"""
+    places = {path.stem: [path] for path in REPOSITORY.glob("*.py")}
+    for path in REPOSITORY.glob("*/*.py"):
+        if path.parent.name != "tests":
+            places.setdefault(path.parent.name, []).append(path)
+    table = {row[0].strip("`/").removesuffix(".py"): row[2] for row in rows("文件")}
+    assert set(table) == set(places)
+    for name, written in table.items():
+        ours = imported_from(places[name]) & set(places) - {name}
+        assert ours == set(re.findall(r"\w+", written.replace("–", ""))), name
 
 
 def test_links_and_files_exist():

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import data
+from corpus.cleaning import RawSong, Song, clean_song
+from corpus.near_copies import content_key, near_copies
 
 SAMPLE = Path(__file__).resolve().parent.parent / "ChineseLyrics" / "sample.json"
 
@@ -72,13 +73,13 @@ def test_no_two_songs_overlap(songs, line_sets):
 def test_cleaning_keeps_every_line(songs):
     """没有一行被当成制作信息或段落标记删改。"""
     for song in songs:
-        cleaned = data.clean_song(data.RawSong(song["name"], song["singer"], song["lyric"], ""))
-        assert isinstance(cleaned, data.Song), (song["name"], cleaned)
+        cleaned = clean_song(RawSong(song["name"], song["singer"], song["lyric"], ""))
+        assert isinstance(cleaned, Song), (song["name"], cleaned)
         assert cleaned.text.split("\n") == song["lyric"], song["name"]
         assert (cleaned.name, cleaned.singer) == (song["name"], song["singer"])
 
 
 def test_no_near_copies(songs):
     """去重不会去掉任何一首。"""
-    copies = data.near_copies([data.content_key("\n".join(song["lyric"])) for song in songs])
+    copies = near_copies([content_key("\n".join(song["lyric"])) for song in songs])
     assert [(songs[later]["name"], songs[earlier]["name"]) for later, earlier in copies.items()] == []

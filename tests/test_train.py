@@ -14,10 +14,11 @@ from test_tracking import FakeSwanLab
 from tiny import REPOSITORY, TINY, assert_identical, assert_same_run, crash_at, metrics, stop_at, write_corpus
 
 import checkpoint
-import data
 import runtime
 import train
 from config import UserError
+from corpus.cleaning import CLEANING_VERSION
+from corpus.files import CorpusError, find_files, fingerprint_before, fingerprint_files
 
 
 @pytest.mark.parametrize("amp", ["false", "true"])
@@ -67,7 +68,7 @@ def test_other_signals_save_and_exit_128_plus_n(run, monkeypatch, number):
 
 def test_interrupt_before_training_starts(run, monkeypatch):
     """还在准备语料时按 Ctrl-C：立即结束，说明还没开始。"""
-    monkeypatch.setattr(data, "prepare", lambda *a, **k: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(train, "prepare", lambda *a, **k: os.kill(os.getpid(), signal.SIGINT))
     code, out, directory = run("early")
     assert code == 130
     assert "还没有开始" in out
@@ -127,7 +128,7 @@ def test_resume_false_archives_the_old_run(run):
 def test_a_wrong_folder_archives_nothing(run, tmp_path):
     """--resume false 时写错了语料文件夹：报错，旧结果原地不动。"""
     _, _, directory = run("kept", "--train_iters", "1")
-    with pytest.raises(data.CorpusError):
+    with pytest.raises(CorpusError):
         run("kept", "--resume", "false", folder=tmp_path / "typo")
     assert sorted(path.name for path in directory.iterdir()) == ["best.pt", "latest.pt", "metrics.jsonl"]
 
@@ -291,10 +292,10 @@ def test_unknown_device(run, device):
 
 def test_messages_name_missing_corpora(run, tmp_path):
     """语料文件夹不存在、为空：各有一句，接着训练时也一样。"""
-    with pytest.raises(data.CorpusError, match="不存在"):
+    with pytest.raises(CorpusError, match="不存在"):
         run("none", folder=tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(data.CorpusError, match="是空的"):
+    with pytest.raises(CorpusError, match="是空的"):
         run("none", folder=tmp_path / "empty")
 
 
@@ -348,7 +349,18 @@ def test_latest_keys_follow_the_contract(run):
     _, _, directory = run("keys", "--train_iters", "1")
     best = torch.load(directory / "best.pt", weights_only=True)
     latest = torch.load(directory / "latest.pt", weights_only=True)
-    promised = {"format", "model", "model_config", "config", "tokenizer", "iter", "val_loss", "val_bpc", "data"}
+    promised = {
+        "format",
+        "model",
+        "model_config",
+        "config",
+        "tokenizer",
+        "iter",
+        "val_loss",
+        "val_bpc",
+        "data",
+        "corpus",
+    }
     assert set(best) == promised
     resuming = {"optimizer", "scaler", "rng", "best_val_loss", "best_val_bpc", "corpus", "run_id"}
     resuming |= {"evaluation_due", "skipped_steps"}
@@ -398,3 +410,68 @@ def test_swanlab_changes_nothing_in_training(run, monkeypatch):
         a, b = (checkpoint.load(folder / "latest.pt")["model"] for folder in (without, directory))
         assert_identical(a, b)
         assert metrics(without) == metrics(directory)
+
+
+# ---- 语料与清洗的版本 ----
+
+
+def as_cleaned_before(directory, folder) -> None:
+    """把检查点改成清洗版本 1 时存的样子。"""
+    for name in ("latest.pt", "best.pt"):
+        contents = torch.load(directory / name, weights_only=True)
+        if name == "latest.pt":
+            contents["corpus"] = fingerprint_before(folder, contents["config"]["val_fraction"])
+        else:
+            del contents["corpus"]
+        torch.save(contents, directory / name)
+
+
+def test_changed_cleaning_is_not_blamed_on_the_corpus(run, corpus, tmp_path):
+    """清洗的规则变了而文件没变：说的是清洗；--allow_new_corpus true 接着训练；写歌与微调不受影响。"""
+    _, _, directory = run("old", "--train_iters", "4")
+    as_cleaned_before(directory, corpus)
+    with pytest.raises(UserError, match="清洗：规则的版本，检查点 1，现在") as caught:
+        run("old", "--train_iters", "6")
+    assert "歌词文件没有变" in str(caught.value)
+    assert "--allow_new_corpus" in str(caught.value)
+    more = write_corpus(tmp_path / "more", 50)
+    with pytest.raises(UserError, match="语料：.*的内容与检查点训练时不同"):
+        run("old", "--train_iters", "6", folder=more)
+    code, out, _ = run("old", "--train_iters", "6", "--allow_new_corpus", "true")
+    assert code == 0
+    assert "第 4 步继续" in out
+    assert torch.load(directory / "latest.pt", weights_only=True)["corpus"]["cleaning"] == CLEANING_VERSION
+    archived = next(directory.glob("archive-*/best.pt"))
+    assert run("tuned", "--init_from", str(archived), "--train_iters", "2")[0] == 0
+
+
+def test_newer_cleaning_is_named(run, corpus, monkeypatch):
+    """两样分开存：下一次规则再变，也说得清。"""
+    _, _, directory = run("a", "--train_iters", "4")
+    for name in ("latest.pt", "best.pt"):
+        saved = torch.load(directory / name, weights_only=True)["corpus"]
+        assert saved == {"files": fingerprint_files(corpus, find_files(corpus).files), "cleaning": CLEANING_VERSION}
+    monkeypatch.setattr(train, "CLEANING_VERSION", CLEANING_VERSION + 1)
+    with pytest.raises(UserError, match=f"检查点 {CLEANING_VERSION}，现在 {CLEANING_VERSION + 1}"):
+        run("a", "--train_iters", "6")
+
+
+def test_outputs_inside_the_lyrics_folder_can_be_resumed(tmp_path, capsys):
+    """检查点、缓存都放在歌词文件夹里，也接得上。"""
+    folder = write_corpus(tmp_path / "歌", 40)
+    argv = [*TINY, "--lyrics_dir", str(folder), "--checkpoint_dir", str(folder / "checkpoints")]
+    argv += ["--cache_dir", str(folder), "--bpe_model_prefix", str(folder / "bpe")]
+    for iterations in ("4", "6"):
+        assert train.main([*argv, "--train_iters", iterations]) == 0
+    assert "第 4 步继续" in capsys.readouterr().out
+
+
+def test_inspection_instead_of_training(run, tmp_path):
+    """--inspect 写出歌就结束：没有检查点，没有缓存。"""
+    code, out, directory = run("a", "--inspect", str(tmp_path / "看"))
+    assert code == 0
+    assert "语料：读到 40 首" in out
+    kept = (tmp_path / "看" / "songs.txt").read_text(encoding="utf-8").count("━━")
+    assert f"留下 {kept} 首" in out
+    assert not directory.exists()
+    assert not (tmp_path / "cache").exists()

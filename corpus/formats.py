@@ -1,0 +1,411 @@
+"""一个歌词文件 → 里面的歌，未清洗。"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from corpus.cleaning import RawSong, clean_name
+from corpus.files import PLAYER_SUFFIXES, CorpusError, decode_bytes, is_encrypted, read_bytes, shown
+from corpus.karaoke import HAN, KaraokeError, is_ttml, read_karaoke
+
+NO_SONGS, ENCRYPTED, NO_COLUMN = "没有歌的 JSON", "加了密的歌词", "没有歌词一列的表"
+
+
+class NotLyrics(Exception):
+    """文件里没有能读的歌；消息是原因，文件计入略过的。"""
+
+
+def read_file(path: Path) -> Iterator[RawSong]:
+    """一个文件里的歌，未清洗。
+
+    Raises:
+        CorpusError: 编码、JSON、表格或 XML 有误（写明行与列）。
+        NotLyrics: 加了密，或里面没有歌。
+    """
+    content, suffix, where = read_bytes(path), path.suffix.lower(), shown(path)
+    if suffix not in (".json", ".jsonl", ".csv", ".tsv") and is_encrypted(content, suffix):
+        raise NotLyrics(ENCRYPTED)
+    text = decode_bytes(content, path)
+    if suffix == ".json":
+        return _read_json(text, path)
+    if suffix == ".jsonl":
+        return _songs(_json_lines(text, path), where, "第 {} 行")
+    if suffix in (".csv", ".tsv"):
+        return _read_table(text, path)
+    if is_ttml(text):
+        try:
+            read_karaoke(text)
+        except KaraokeError as error:
+            raise CorpusError(f"{where}：{error}") from None
+    elif suffix == ".ttml":
+        raise CorpusError(f"{where}：不是 TTML（开头应为 <tt …>）")
+    if suffix == ".lrc" or suffix in PLAYER_SUFFIXES:
+        if text.lstrip()[:1] == "{" and (found := _songs_of_api(text)):
+            return iter([RawSong("", "", found, where, path.stem, True, True)])
+        return iter([RawSong("", "", text, where, path.stem, True, True)])
+    songs = split_text(text)
+    if len(songs) < 2:
+        return iter([RawSong(songs[0].name, songs[0].singer, songs[0].text, where, path.stem, False, True)])
+    return (
+        RawSong(song.name, song.singer, song.text, f"{where} 第 {number} 首", path.stem)
+        for number, song in enumerate(songs, 1)
+    )
+
+
+# ---------------------------------------------------------------------------
+# JSON 与表格：各种叫法的歌名、歌手、歌词
+# ---------------------------------------------------------------------------
+
+_LYRIC_KEYS = "lyric lyrics lrc 歌词 歌詞 lyrictext lyricstext songlyric songlyrics paragraphs".split()
+_TEXT_KEYS = "content contents text body lines 正文 内容 內容 词 詞".split()  # 别的数据也这么叫：要同时有歌名才算
+_NAME_KEYS = (
+    "name title song songname songtitle trackname track tracktitle musicname rhythmic 歌名 歌曲 歌曲名 歌曲名称 "
+    "曲名 标题 標題 题目 題目 名称"
+).split()
+_SINGER_KEYS = (
+    "singer artist artists singers singername artistname author authors performer 歌手 歌手名 演唱 演唱者 艺人 "
+    "藝人 作者 ar"
+).split()
+_DEEPEST = 6  # 数组最多包在这么多层里
+
+
+def _plain(key: Any) -> str:
+    return re.sub(r"[\s_\-]", "", str(key)).lower()
+
+
+def _value(entry: dict[str, Any], keys: Sequence[str]) -> Any:
+    """entry 里最先对上的一个；entry 的键已由 `_plain` 化简。"""
+    return next((entry[key] for key in keys if entry.get(key) not in (None, "", [])), None)
+
+
+def _lyric_of(entry: dict[str, Any]) -> Any:
+    """(有没有歌词一项, 歌词)。"""
+    for key in _LYRIC_KEYS:
+        if key in entry:
+            found = _value(entry, _LYRIC_KEYS)
+            return True, entry[key] if found is None else found
+    if any(key in entry for key in _NAME_KEYS):
+        for key in _TEXT_KEYS:
+            if isinstance(entry.get(key), (str, list)):
+                return True, entry[key]
+    return False, None
+
+
+def _raw_song(song: Any, where: str, singer: Any = "") -> RawSong:
+    if not isinstance(song, dict):
+        return RawSong("", "", 0, where)  # 由清洗一步归入「格式不对」
+    if "lyric" in song and "name" in song:  # 语料本来的写法，最多
+        return RawSong(song["name"], song.get("singer", singer), song["lyric"], where)
+    entry = {_plain(key): value for key, value in song.items()}
+    name, by = _value(entry, _NAME_KEYS), _value(entry, _SINGER_KEYS)
+    return RawSong(name or "", by or singer, _lyric_of(entry)[1], where)
+
+
+def _holds_lyric(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    return "lyric" in value or _lyric_of({_plain(key): part for key, part in value.items()})[0]
+
+
+def _read_json(text: str, path: Path) -> Iterator[RawSong]:
+    where = shown(path)
+    try:
+        value = _parse_json(text, path)
+    except CorpusError as error:
+        lines = [line for line in text.split("\n") if line.strip()]
+        if len(lines) > 1 and all(
+            line.lstrip().startswith("{") and line.rstrip().endswith(("}", "},")) for line in lines
+        ):
+            return _songs(_json_lines(text, path), where, "第 {} 行")  # 其实是 JSON Lines
+        if text.strip(" \0\t\r\n") and not re.search(
+            rf'"(?:{"|".join(_LYRIC_KEYS + _NAME_KEYS + _SINGER_KEYS)})', text, re.I
+        ):
+            raise NotLyrics("写错了、也看不出有歌的 JSON") from None
+        raise error
+    lists = list(_song_lists(value))
+    if not lists:
+        raise NotLyrics(NO_SONGS)
+    return _numbered(lists, where)
+
+
+def _numbered(lists: list[tuple[list[Any], Any]], where: str) -> Iterator[RawSong]:
+    number = 0
+    for songs, singer in lists:
+        for song in songs:
+            number += 1
+            yield _raw_song(song, f"{where} 第 {number} 首", singer)
+
+
+def _song_lists(value: Any, singer: Any = "", depth: int = 0) -> Iterator[tuple[list[Any], Any]]:
+    """JSON 里的歌：([歌…], 外层写的歌手)。数组可以包在对象里，也可以是 {歌名: 歌}。"""
+    if depth > _DEEPEST:
+        return
+    if isinstance(value, list):
+        if any(map(_holds_lyric, value)):
+            yield value, singer
+        else:
+            for part in value:
+                if isinstance(part, (list, dict)):
+                    yield from _song_lists(part, singer, depth + 1)
+    elif isinstance(value, dict):
+        if _holds_lyric(value):
+            yield [value], singer
+            return
+        entry = {_plain(key): part for key, part in value.items()}
+        outer = _value(entry, _SINGER_KEYS) or (entry.get("name") if depth else None)
+        outer = outer if isinstance(outer, str) else singer
+        verses = {key: part for key, part in value.items() if isinstance(part, str) and "\n" in part.strip()}
+        if verses and 2 * len(verses) > len(value):  # {歌名: 歌词}
+            yield [{"name": name, "lyric": lyric} for name, lyric in verses.items()], outer
+            return
+        entries = [part for part in value.values() if isinstance(part, dict)]
+        if entries and all(map(_holds_lyric, entries)):  # {编号或歌名: 歌}
+            named = [
+                {"name": key} | part if not str(key).isdigit() else part
+                for key, part in value.items()
+                if isinstance(part, dict)
+            ]
+            yield named, outer
+            return
+        for part in value.values():
+            if isinstance(part, (list, dict)):
+                yield from _song_lists(part, outer, depth + 1)
+
+
+def _songs_of_api(text: str) -> str | None:
+    """音乐网站接口的回答：{"lrc": {"lyric": "[00:…"}, …} 里的歌词。"""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    for key in ("yrc", "lrc", "lyric", "lyrics", "krc", "qrc"):
+        part = value.get(key) if isinstance(value, dict) else None
+        part = part.get("lyric") if isinstance(part, dict) else part
+        if isinstance(part, str) and part.strip():
+            return part
+    return None
+
+
+def _json_lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield number, _parse_json(line.strip().rstrip(","), path, number)
+
+
+def _songs(entries: Iterator[tuple[int, Any]], where: str, place: str) -> Iterator[RawSong]:
+    """逐行的 JSON；整个文件没有一首歌时略过它。"""
+    found, seen = [], False
+    for number, value in entries:
+        seen = seen or _holds_lyric(value)
+        found.append((number, value))
+    if not seen:
+        raise NotLyrics(NO_SONGS)
+    return (_raw_song(value, f"{where} {place.format(number)}") for number, value in found)
+
+
+def _parse_json(text: str, path: Path, line: int | None = None) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CorpusError(
+            f"{shown(path)}：第 {line or error.lineno} 行第 {error.colno} 列不是合法的 JSON（{error.msg}）"
+        ) from None
+    except (RecursionError, ValueError):
+        raise CorpusError(f"{shown(path)}{f'：第 {line} 行' if line else ''}：JSON 嵌套过深或数字过长") from None
+
+
+def _read_table(text: str, path: Path) -> Iterator[RawSong]:
+    """CSV、TSV：第一行是各列的名字。"""
+    csv.field_size_limit(2**31 - 1)
+    where, head = shown(path), text.lstrip("\n\r").split("\n", 1)[0]
+    delimiter = max("\t,;|" if path.suffix.lower() == ".tsv" else ",\t;|", key=head.count)
+    rows = csv.reader(io.StringIO(text.replace("\0", ""), newline=""), delimiter=delimiter)
+    try:
+        columns = next((row for row in rows if any(cell.strip() for cell in row)), [])
+        entry = {_plain(cell): place for place, cell in enumerate(columns)}
+        if not _lyric_of({key: key for key in entry})[0]:
+            raise NotLyrics(NO_COLUMN)
+        found = []
+        for row in rows:
+            if any(cell.strip() for cell in row):
+                song = dict(zip(map(_plain, columns), row, strict=False))
+                found.append(
+                    RawSong(
+                        _value(song, _NAME_KEYS) or "",
+                        _value(song, _SINGER_KEYS) or "",
+                        _lyric_of(song)[1] or "",
+                        f"{where} 第 {rows.line_num} 行",
+                    )
+                )
+    except csv.Error as error:
+        raise CorpusError(f"{where}：第 {rows.line_num} 行不是合法的 CSV（{error}）") from None
+    return iter(found)
+
+
+# ---------------------------------------------------------------------------
+# 一个 txt 里的许多首
+# ---------------------------------------------------------------------------
+
+LONGEST_SONG = 200  # 一首歌超过这么多行，多半是没有分开的许多首
+
+
+class _Section(NamedTuple):
+    name: str
+    singer: str
+    text: str
+
+
+_BOOK_TITLE = re.compile(
+    r"^[\s#*【\[（(]*(?:第?\s*[\d一二三四五六七八九十百]{1,4}\s*[.、．:：)）首章]?\s*)?(?:歌名\s*[:：]\s*)?《([^《》\n]{1,40})》\s*"
+    r"(?:[-—–/·|\s]*(?:(?:演唱|歌手|作者|原唱)\s*[:：]\s*)?([^\s，。！？,.!?:：]{0,20}))?[\s】\]）)]*$"
+)
+_NAMED_TITLE = re.compile(r"^\s*(?:歌名|歌曲|歌曲名|标题|曲名|title)\s*[:：]\s*(.{1,40})$", re.I)
+_HEADING = re.compile(r"^\s{0,3}#{1,4}\s+(\S.{0,39})$")  # Markdown
+_SINGER_LINE = re.compile(r"^\s*(?:演唱|歌手|演唱者|原唱|artist|singer)\s*[:：]\s*(.{1,40})$", re.I)
+_RULE = re.compile(r"^\s*(?:([-=*_—─━~～#·.…+])(?:\s?\1){3,})\s*$")
+_HAN = re.compile(f"[{HAN}]")
+_FEWEST_HAN = 10
+
+
+def split_text(text: str) -> list[_Section]:
+    """一个 txt → 一首或几首：《歌名》各占一行、分隔线、几行空行，结构清楚时才分开。"""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    for split in (_by_titles, _by_rules, _by_blank_lines):
+        songs = split(lines)
+        if songs:
+            return songs
+    title = next((_title_of(line) for line in lines if line.strip()), None)
+    if title is not None and sum(bool(line.strip()) for line in lines) > 1:
+        first = next(place for place, line in enumerate(lines) if line.strip())
+        return [_Section(*title, "\n".join(lines[first + 1 :]))]
+    return [_Section("", "", text)]
+
+
+def holds_many_songs(text: str) -> bool:
+    """没有分开、而长得不像一首的。"""
+    return sum(bool(line.strip()) for line in text.splitlines()) > LONGEST_SONG
+
+
+def _title_of(line: str) -> tuple[str, str] | None:
+    """《歌名》或「歌名：…」独占的一行 → (歌名, 歌手)。"""
+    found = _BOOK_TITLE.match(line)
+    if found:
+        return clean_name(found[1]), clean_name(found[2] or "")
+    named = _NAMED_TITLE.match(line) or _HEADING.match(line)
+    return (clean_name(named[1]).strip("《》"), "") if named else None
+
+
+def _han(lines: Sequence[str]) -> int:
+    return len(_HAN.findall("".join(lines)))
+
+
+def _by_titles(lines: list[str]) -> list[_Section]:
+    places = [place for place, line in enumerate(lines) if _title_of(line)]
+    if len(places) < 2 or _han(lines[: places[0]]) > 30:
+        return []
+    songs = []
+    for place, end in pairwise([*places, len(lines)]):
+        body = [line for line in lines[place + 1 : end] if not _RULE.match(line)]
+        if _han(body) < _FEWEST_HAN:
+            return []
+        songs.append(_with_singer(*_title_of(lines[place]), body))
+    return songs
+
+
+def _with_singer(name: str, singer: str, body: list[str]) -> _Section:
+    """题目之下若有「演唱：甲」一行，就是歌手。"""
+    head = next((line for line in body if line.strip()), "")
+    found = _SINGER_LINE.match(head)
+    if found:
+        body = [line for line in body if line is not head]
+    return _Section(name, singer or (clean_name(found[1]) if found else ""), "\n".join(body))
+
+
+def _by_rules(lines: list[str]) -> list[_Section]:
+    if sum(bool(_RULE.match(line)) for line in lines) < 1:
+        return []
+    sections: list[list[str]] = [[]]
+    for line in lines:
+        if _RULE.match(line):
+            sections.append([])
+        else:
+            sections[-1].append(line)
+    sections = [section for section in sections if any(line.strip() for line in section)]
+    bare = [section for section in sections if sum(bool(line.strip()) for line in section) == 1]
+    if bare and 2 * len(bare) >= len(sections) - 1 and len(sections) > 2:  # 题目夹在两道线之间
+        joined: list[list[str]] = []
+        for section in sections:
+            if section in bare or not joined or not (joined[-1] and joined[-1][-1] == ""):
+                joined.append([*section, ""] if section in bare else section)
+            else:
+                joined[-1] = [*joined[-1], *section]
+        sections = joined
+    return _sections(sections, True)
+
+
+def _by_blank_lines(lines: list[str]) -> list[_Section]:
+    gaps = [
+        len(run)
+        for run in re.findall(r"\n+", re.sub(r"[^\n]+", "x", "\n".join(line.strip() for line in lines).strip("\n")))
+    ]
+    widest = max(gaps, default=0)
+    if widest < 3:  # 至少空两行
+        return []
+    for width in sorted({gap for gap in gaps if gap >= 3}):
+        parts = re.split(rf"\n{{{width},}}", "\n".join(line.strip() for line in lines).strip("\n"))
+        songs = _sections([part.split("\n") for part in parts], len(parts) > 2)
+        if songs:
+            return songs
+    return []
+
+
+def _sections(sections: list[list[str]], loosely: bool) -> list[_Section]:
+    """分隔开的各块都像一首歌时，逐块成歌；否则不分。loosely：头一行较短就算题目。"""
+    sections = [section for section in sections if _han(section) >= 2]
+    if len(sections) < 2:
+        return []
+    heads = [_head_of(section, loosely) for section in sections]
+    if all(heads) and len(set(heads)) == len(heads) and all(_han(section) >= _FEWEST_HAN + 2 for section in sections):
+        return [
+            _with_singer(head[0], head[1], body)
+            for head, body in ((head, _without_head(section)) for head, section in zip(heads, sections, strict=True))
+        ]
+    lengths = [sum(bool(line.strip()) for line in section) for section in sections]
+    stanzas = sum("" in "\n".join(section).strip("\n").split("\n") for section in sections)
+    if min(lengths) >= 16 or (min(lengths) >= 8 and 2 * stanzas >= len(sections)):
+        return [_Section("", "", "\n".join(section)) for section in sections]
+    return []
+
+
+def _head_of(section: list[str], loosely: bool) -> tuple[str, str] | None:
+    """一块的头一行像不像歌名：有书名号、编号，下面空一行或是演唱者，或比哪一行都短。"""
+    lines = [line.strip() for line in section]
+    first = next(place for place, line in enumerate(lines) if line)
+    head, rest = lines[first], [line for line in lines[first + 1 :] if line]
+    if not rest:
+        return None
+    title = _title_of(head)
+    if title:
+        return title
+    numbered = re.match(r"^(?:第?\s*[\d一二三四五六七八九十百]{1,4}\s*[.、．)）首:：])\s*(\S.{0,39})$", head)
+    if numbered:
+        return clean_name(numbered[1]), ""
+    if len(head) > 20 or re.search(r"[，。！？；,!?;]", head):
+        return None
+    name, _, singer = re.sub(r"\s+[-–—－]\s+|\s*[-–—－]{1,2}\s*|\s*[/／]\s*", "\0", head, count=1).partition("\0")
+    below = lines[first + 1] if first + 1 < len(lines) else ""
+    lengths = sorted(len(line) for line in rest)
+    shortest = loosely and len(head) < lengths[0] and len(head) <= 0.7 * lengths[len(lengths) // 2]
+    if not below or _SINGER_LINE.match(below) or re.match(r"^\s*[词詞曲作]", below) or shortest or singer:
+        return clean_name(name), clean_name(singer)
+    return None
+
+
+def _without_head(section: list[str]) -> list[str]:
+    first = next(place for place, line in enumerate(section) if line.strip())
+    return section[first + 1 :]

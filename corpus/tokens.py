@@ -1,0 +1,323 @@
+"""歌 → 词元缓存 → 批次。
+
+一首歌编码成 `<s> [<title> 歌名] [<singer> 歌手] <lyric> 行\\n行… </s>`，写成 uint16 缓存。
+第 n 步的批次只由 (种子, n) 决定，所以接着训练时不必重放。
+"""
+
+import functools
+import hashlib
+import json
+import os
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import tokenizer as tokenizer_module
+from corpus.cleaning import CLEANING_VERSION, Song
+from corpus.files import SAMPLE_FILE, file_errors, find_files, fingerprint_files, is_bundled_sample
+from corpus.songs import Say, distinct_songs, split_songs, unigram_bits_per_character
+from tokenizer import Tokenizer, TokenizerError
+
+_HEADER = struct.Struct("<8sIIQI32s")  # 魔数、版本、词表大小、词元数、CRC-32、指纹
+_MAGIC = b"LYRICTOK"
+_CACHE_VERSION = 1
+_ENCODE_CHUNK = 8192
+_TRAINING_LINE = re.compile(".{1,100000}")  # sentencepiece 略过 1 MB 以上的行，切开再给
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """准备好的语料。
+
+    Attributes:
+        train, val: uint16 词元流（内存映射）。
+        fingerprint: 全部歌词文件的指纹；与清洗的版本一起存入检查点。
+        report: 各步的统计。
+    """
+
+    tokenizer: Tokenizer
+    train: np.ndarray
+    val: np.ndarray
+    fingerprint: str
+    report: dict[str, Any]
+
+
+class Cached(NamedTuple):
+    """缓存里读出的：训练与验证的词元流，和报告。"""
+
+    streams: list[np.ndarray]
+    report: dict[str, Any]
+
+
+def corpus_identity(fingerprint: str, val_fraction: float) -> str:
+    """文件、清洗规则与划分比例合起来的指纹；同样的指纹就是同样的训练集与验证集。"""
+    return _combined(fingerprint, CLEANING_VERSION, val_fraction)
+
+
+def prepare(
+    lyrics_dir: Path,
+    cache_dir: Path,
+    tokenizer_path: Path,
+    vocab_size: int,
+    val_fraction: float,
+    tokenizer: Tokenizer | None = None,
+    say: Say = lambda message: None,
+    progress: Say = lambda message: None,
+    outputs: Sequence[Path] = (),
+) -> Corpus:
+    """歌词文件夹 → 词元缓存与分词器；都没变时直接读缓存。
+
+    Args:
+        tokenizer: 检查点的分词器；给出时不训练也不改动 tokenizer_path。
+        say, progress: 收一行消息，分别用于新的一行和改写进度行。
+        outputs: 训练自己写的文件夹，不当作歌词读。
+
+    Raises:
+        CorpusError: 文件夹、文件或其中的歌有误，或缓存写不了。
+        TokenizerError: 词表太小。
+    """
+    found = find_files(lyrics_dir, outputs)
+    files = found.files
+    if len(files) == 1 and is_bundled_sample(files[0]):
+        say(f"{lyrics_dir} 里没有别的歌词文件，使用自带样例 {SAMPLE_FILE}")
+    fingerprint = fingerprint_files(lyrics_dir, files)
+    identity = corpus_identity(fingerprint, val_fraction)
+    ignored = {"ignored": found.ignored, "ignored_examples": found.examples}
+    tokenizer_key = _combined(identity, vocab_size, tokenizer_module.SETTINGS_VERSION)
+    known = tokenizer or _load_trained_tokenizer(tokenizer_path, cache_dir, tokenizer_key)
+    if known is not None:
+        cached = _load_cache(cache_dir, known, identity)
+        if cached is not None:
+            return Corpus(known, *cached.streams, fingerprint, cached.report | ignored)
+
+    report: dict[str, Any] = {}
+    songs, keys = distinct_songs(lyrics_dir, files, report, say, progress)
+    train, val, digests = split_songs(keys, val_fraction)
+    if known is None:
+        lines = [line for index in train for part in songs[index] for line in _TRAINING_LINE.findall(part)]
+        say(f"训练分词器（{len(lines):,} 行；其间 Ctrl-C 稍后才生效）…")
+        known = tokenizer_module.train(lines, vocab_size)
+        _save_trained_tokenizer(known, tokenizer_path, cache_dir, tokenizer_key)
+    say(f"编码 {len(songs):,} 首歌…")
+    named = [_with_header(song, digest) for song, digest in zip(songs, digests, strict=True)]
+    sides = {"train": [named[index] for index in train], "val": [named[index] for index in val]}
+    streams = {name: _encode(side, known, progress) for name, side in sides.items()}
+    report |= _statistics(songs, sides, streams, known)
+    _save_cache(cache_dir, streams, known, identity, report)
+    # 刚写的缓存也可能读不回来（例如别的训练正用同一个文件夹）：手里的词元是一样的
+    cached = _load_cache(cache_dir, known, identity) or Cached([streams["train"], streams["val"]], report)
+    return Corpus(known, *cached.streams, fingerprint, cached.report | ignored)
+
+
+def _statistics(
+    songs: Sequence[Song], sides: dict[str, list[Song]], streams: dict[str, np.ndarray], tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """划分与编码之后的数目，和字一元模型的每字比特数。"""
+    characters = sum(len(song.text) for song in songs)
+    tokens = sum(len(stream) for stream in streams.values())
+    texts = {name: [song.name + song.singer + song.text for song in side] for name, side in sides.items()}
+    return {
+        "songs": len(songs),
+        "characters": characters,
+        "tokens": tokens,
+        "tokens_per_character": tokens / characters,
+        "vocab_size": tokenizer.vocab_size,
+        "train_songs": len(sides["train"]),
+        "val_songs": len(sides["val"]),
+        "train_tokens": len(streams["train"]),
+        "val_tokens": len(streams["val"]),
+        "unigram_bpc": unigram_bits_per_character(texts["train"], texts["val"]),
+    }
+
+
+def _with_header(song: Song, digest: int) -> Song:
+    """固定的一半歌（由哈希决定）不带歌名与歌手，好让模型也会从光秃的歌词写起。"""
+    return song if digest & 1 else song._replace(name="", singer="")
+
+
+def _encode(songs: Sequence[Song], tokenizer: Tokenizer, progress: Say) -> np.ndarray:
+    parts = []
+    for start in range(0, len(songs), _ENCODE_CHUNK):
+        progress(f"编码 {start:,} / {len(songs):,} 首")
+        chunk = songs[start : start + _ENCODE_CHUNK]
+        bodies = tokenizer.encode_batch([song.text for song in chunk], threads=os.cpu_count() or 1)
+        ids: list[int] = []
+        for song, body in zip(chunk, bodies, strict=True):
+            ids += tokenizer.song("", song.name, song.singer)
+            ids += body
+            ids.append(tokenizer.eos_id)
+        parts.append(np.array(ids, dtype=np.uint16))
+    return np.concatenate(parts)
+
+
+def _combined(*parts: Any) -> str:
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
+
+
+def _write_atomically(path: Path, *chunks: bytes) -> None:
+    """先写旁边的临时文件再改名：中途停下不会留下半个文件。"""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with file_errors("写不了", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                for chunk in chunks:
+                    file.write(chunk)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _load_trained_tokenizer(path: Path, cache_dir: Path, key: str) -> Tokenizer | None:
+    noted = _read_json(cache_dir / "tokenizer.json")
+    if noted.get("key") != key:
+        return None
+    try:
+        content = path.read_bytes()
+        return Tokenizer(content) if hashlib.sha256(content).hexdigest() == noted.get("sha256") else None
+    except (OSError, TokenizerError):
+        return None
+
+
+def _save_trained_tokenizer(tokenizer: Tokenizer, path: Path, cache_dir: Path, key: str) -> None:
+    _write_atomically(path, tokenizer.model_bytes)
+    note = {"key": key, "sha256": tokenizer.fingerprint}
+    _write_atomically(cache_dir / "tokenizer.json", json.dumps(note).encode())
+
+
+def _cache_fingerprint(tokenizer: Tokenizer, fingerprint: str) -> str:
+    return _combined(fingerprint, tokenizer.fingerprint)
+
+
+def _save_cache(
+    cache_dir: Path, streams: dict[str, np.ndarray], tokenizer: Tokenizer, fingerprint: str, report
+) -> None:
+    identity = _cache_fingerprint(tokenizer, fingerprint)
+    for name, stream in streams.items():
+        header = _HEADER.pack(
+            _MAGIC, _CACHE_VERSION, tokenizer.vocab_size, len(stream), zlib.crc32(stream), bytes.fromhex(identity)
+        )
+        _write_atomically(cache_dir / f"{name}.bin", header.ljust(64, b"\0"), stream.tobytes())
+    note = {"fingerprint": _combined(identity, json.dumps(report)), "report": report}
+    _write_atomically(cache_dir / "report.json", json.dumps(note, indent=1).encode())
+
+
+def _load_cache(cache_dir: Path, tokenizer: Tokenizer, fingerprint: str) -> Cached | None:
+    """缓存与语料、分词器对得上且完整时读出，否则 None。"""
+    identity = _cache_fingerprint(tokenizer, fingerprint)
+    noted = _read_json(cache_dir / "report.json")
+    if noted.get("fingerprint") != _combined(identity, json.dumps(noted.get("report"))):
+        return None
+    streams = [read_stream(cache_dir / f"{name}.bin", identity) for name in ("train", "val")]
+    return None if any(stream is None for stream in streams) else Cached(streams, noted["report"])
+
+
+def read_stream(path: Path, identity: str) -> np.ndarray | None:
+    """一个缓存文件的词元（只读内存映射）；不存在、指纹不符、被截断或有损坏时 None。"""
+    try:
+        with open(path, "rb") as file:
+            header = file.read(64)
+        magic, version, _, count, checksum, found = _HEADER.unpack(header[: _HEADER.size])
+        if (magic, version, found.hex()) != (_MAGIC, _CACHE_VERSION, identity):
+            return None
+        if path.stat().st_size != 64 + 2 * count:
+            return None
+        stream = np.memmap(path, dtype=np.uint16, mode="r", offset=64, shape=(count,))
+    except (OSError, struct.error, ValueError):
+        return None
+    return stream if zlib.crc32(stream) == checksum else None
+
+
+# ---------------------------------------------------------------------------
+# 批次
+# ---------------------------------------------------------------------------
+
+
+class Batches:
+    """训练批次：`at(step)` 只由 (seed, step) 决定。
+
+    词元流首尾相接成环，每轮从随机的位置起切成不重叠的窗口，各取一次，次序由种子决定；
+    批次可以跨轮，所以语料比一批还小也行。
+
+    Args:
+        tokens: 词元流。
+        seq_len: 窗口长度 T（词元）。
+        batch_size: 每步的窗口数 B。
+    """
+
+    def __init__(self, tokens: np.ndarray, seq_len: int, batch_size: int, seed: int) -> None:
+        self.tokens, self.seq_len, self.batch_size, self.seed = tokens, seq_len, batch_size, seed
+        self.windows_per_epoch = max(1, len(tokens) // seq_len)
+        self._epoch_starts = functools.lru_cache(maxsize=2)(self._draw_epoch)
+
+    def _draw_epoch(self, epoch: int) -> np.ndarray:
+        generator = np.random.default_rng([self.seed, epoch])
+        offset = generator.integers(self.seq_len)
+        return offset + generator.permutation(self.windows_per_epoch) * self.seq_len
+
+    def at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """第 step 步（从 0 起）的输入与目标，各 (B, T) int64；目标是输入右移一位。"""
+        numbers = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, places = np.divmod(numbers, self.windows_per_epoch)
+        starts = np.array([self._epoch_starts(int(e))[p] for e, p in zip(epochs, places, strict=True)])
+        positions = starts[:, None] + np.arange(self.seq_len + 1)
+        window = self.tokens[positions % len(self.tokens)].astype(np.int64)  # (B, T+1)
+        return window[:, :-1], window[:, 1:]
+
+
+class Ahead:
+    """在另一个线程里先备好下一步的批次，取的时候多半已经好了。
+
+    Args:
+        make: 步数 → 那一步的批次；只在那个线程里调用。
+    """
+
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self._make, self._worker = make, ThreadPoolExecutor(1)
+        self._step, self._batch = -1, None
+
+    def at(self, step: int) -> Any:
+        """第 step 步的批次；make 的错误在这里抛出。"""
+        batch = self._batch if step == self._step else self._worker.submit(self._make, step)
+        self._step, self._batch = step + 1, self._worker.submit(self._make, step + 1)
+        return batch.result()
+
+
+IGNORED = -1  # 补齐位置的目标，不计损失
+
+
+def validation_batches(
+    tokens: np.ndarray, seq_len: int, batch_size: int, most: int, rank: int = 0, processes: int = 1
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """验证批次：依次的不重叠窗口，每个词元恰好预测一次；最后一窗用 IGNORED 补齐。
+
+    Args:
+        most: 最多多少个窗口；超过时取均匀分布、每次相同的一部分，与 batch_size 无关。
+        rank, processes: 取 processes 份里的第 rank 份；各份的批数相同，最后一批可能是空的。
+    """
+    starts = np.arange(0, len(tokens) - 1, seq_len)
+    if len(starts) > most:
+        starts = starts[np.linspace(0, len(starts) - 1, most).astype(np.int64)]
+    longest = -(-len(starts) // processes)
+    starts = starts[rank::processes]
+    for first in range(0, longest, batch_size):
+        positions = starts[first : first + batch_size, None] + np.arange(seq_len + 1)
+        window = tokens[np.minimum(positions, len(tokens) - 1)].astype(np.int64)
+        x, y = window[:, :-1].copy(), window[:, 1:].copy()
+        y[positions[:, 1:] >= len(tokens)] = IGNORED
+        yield x, y
