@@ -117,13 +117,12 @@ def _clean(text: str, name: str = "", dropped: list[DroppedLine] | None = None) 
     if maybe_credits(text):
         if "[" in text:
             text = _LRC_TAG.sub("", text)
-        text = _PART_PREFIX.sub("", text)
         lines = text.split("\n")
         leave_out = find_credits(lines, name)
         if dropped is not None:
             dropped += [DroppedLine(lines[place].strip(), reason) for place, reason in sorted(leave_out.items())]
         text = "\n".join(line for place, line in enumerate(lines) if place not in leave_out)
-        text = _TIMES_SUFFIX.sub("", _VOICE_PREFIX.sub("", text))
+        text = _TIMES_SUFFIX.sub("", _VOICE_PREFIX.sub("", _PART_PREFIX.sub("", text)))
     return "\n".join(" ".join(line.split()) for line in text.split("\n") if _WORD.search(line))
 
 

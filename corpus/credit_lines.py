@@ -108,6 +108,8 @@ def value_kind(value: str) -> int:
         value = re.sub(r"\s+", "", value)
     if _BOOK.match(value):
         return NAME
+    if "《" in value:
+        return NAMELIKE
     if re.search(r"[:：]", value):
         return ODD
     if len(re.findall(r"\b[a-z']{2,}\b", value)) > 3 or re.search(r"\b(\w+)[ ,]+\1\b", value, re.I):
@@ -293,7 +295,7 @@ def look_at(line: str) -> Line:
             return written
     alone = key_kind(bare)
     if alone and (len(bare) <= 6 or bare.isascii() and len(bare) <= 24):
-        return Line(WEAK if alone == CREDIT and len(bare) > 1 and not bare.isascii() else NOTHING, waiting=True)
+        return Line(NOTHING, waiting=True)
     return Line(NOTHING)
 
 
@@ -339,7 +341,7 @@ def _with_by(bare: str) -> Line | None:
 def _in_brackets(line: str) -> Line | None:
     """「【作词】甲」。"""
     found = _BRACKETED_KEY.match(line)
-    kind = key_kind(found[1]) if found else NOTHING
+    kind = key_kind(found[1]) if found and re.search(r"\w", found[2]) else NOTHING
     return _with_value(kind, found[2], kind == CREDIT or line[0] in "【〖『〔") if kind else None
 
 
