@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from corpus.credits import find_credits, maybe_credits
-from corpus.karaoke import HAN, KaraokeError, read_karaoke
+from corpus.karaoke import HAN, KaraokeError, is_ttml, read_karaoke
 
 CLEANING_VERSION = 2  # 读取、清洗、去重或编码的规则有变时加一，旧缓存随之重建
 FEWEST_HAN = 10  # 少于这么多汉字的不算一首中文歌
@@ -50,7 +50,7 @@ class DroppedLine(NamedTuple):
 _ABSURD_REFERENCE = re.compile(r"&#[0-9]{8,};?")  # 码位至多七位；几千位的数 int() 不收
 _HTML_BREAK = re.compile(r"<\s*(?:br|/p|/div|/li)\s*(?:/\s*)?>", re.I)
 _HTML_TAG = re.compile(r"</?(?:p|div|span|b|i|u|em|strong|font|a|li|ul|br)\b[^<>\n]{0,200}>", re.I)
-_ESCAPED = re.compile(r"\\+(?:r\\+n|[nr])|\\+(t|\"|/|u[0-9a-fA-F]{4})")
+_ESCAPED = re.compile(r"\\{1,4}(?:r\\{1,4}n|[nr])|\\{1,4}(t|\"|/|u[0-9a-fA-F]{4})")
 _LRC_TAG = re.compile(
     r"^ *\[(?:ti|ar|al|by|offset|re|ve|au|length|la|id|hash|sign|qq|total|language) *:[^\]\n]*\]", re.M | re.I
 )
@@ -132,8 +132,8 @@ def clean_name(name: Any) -> str:
         return "/".join(filter(None, map(clean_name, name)))[:LONGEST_NAME].strip()
     if isinstance(name, dict):  # [{"id": 1, "name": "甲"}]
         return clean_name(name.get("name", ""))
-    if isinstance(name, float) and name.is_integer():
-        name = int(name)
+    if isinstance(name, float):
+        name = int(name) if name.is_integer() else "" if name != name else name
     if isinstance(name, (int, float)) and not isinstance(name, bool):
         name = str(name)[: LONGEST_NAME + 1]
     if not isinstance(name, str):
@@ -146,9 +146,10 @@ def clean_name(name: Any) -> str:
 _MARKUP = re.compile(
     r"[\[［<＜{｛(（][^\]］>＞}｝)）\n\u3400-\u9fff]{0,3}\d[\d\s:：.．,，;+\-/]*\d[^\]］>＞}｝)）\n\u3400-\u9fff]{0,3}[\]］>＞}｝)）]|"
     r"\d{1,3}[:：]\d{1,2}[.,:：]\d{1,4}|-->|"
-    r"[\[［<＜{｛][\d\s:：.,-]*\d[\d\s:：.,-]*[\]］>＞}｝]?|[\[［][A-Ga-g][#b♯♭]?(?:m|maj|min|dim|aug|"
+    r"[\[［{｛][\d\s:：.,-]*\d[\d\s:：.,-]*[\]］}｝]?|[<＜][\d\s:：.,-]*\d[\d\s:：.,-]*[>＞]|"
+    r"[\[［][A-Ga-g][#b♯♭]?(?:m|maj|min|dim|aug|"
     r"sus)?\d{0,2}[\]］]|"
-    r"[\[［][A-Za-z#_]\w*[:：][^\]］\n]*[\]］]|"
+    r"[\[［][A-Za-z#_]\w*[:：][^\[\]［］\n]*[\]］]|"
     r'"[\w ]{1,30}"\s*:|\{\s*"|"\s*[,}\]]\s*$|^\s*[\[{\]}]+,?\s*$|</?[A-Za-z][\w:.-]*(?:\s[^<>\n]*)?/?>|\{\\\w|'
     r"\\[a-zA-Z]|&#?\w{2,8};|^(?:Dialogue|Style|Format)\s*:",
     re.M,
@@ -169,11 +170,15 @@ def _lyric_text(lyric: Any) -> str | None:
     if isinstance(lyric, str):
         return lyric
     if isinstance(lyric, dict):
-        inner = [lyric[key] for key in ("lyric", "lyrics", "text", "words", "content", "line", "tx") if key in lyric]
-        return inner[0] if inner and isinstance(inner[0], str) else None
+        keys = ("lyric", "lyrics", "text", "words", "content", "line", "lines", "tx")
+        inner = next((lyric[key] for key in keys if key in lyric), None)
+        return _lyric_text(inner) if isinstance(inner, (str, list)) else None
     if isinstance(lyric, Sequence):
-        parts = [_lyric_text(part) for part in lyric]
-        return None if any(part is None for part in parts) else "\n".join(parts)
+        texts = [part for part in lyric if isinstance(part, str)]
+        if len(texts) == 1 and len(lyric) > 1 and all(isinstance(part, (str, int, float)) for part in lyric):
+            return texts[0]  # [时间, "行"]
+        parts = [_lyric_text(part) for part in lyric if part is not None and not isinstance(part, (int, float))]
+        return None if any(part is None for part in parts) or (lyric and not parts) else "\n".join(parts)
     return None
 
 
@@ -191,10 +196,12 @@ def clean_song(raw: RawSong, dropped: list[DroppedLine] | None = None) -> Song |
     if not lyric.strip():
         return "歌词为空"
     try:
-        read = read_karaoke(unescape(lyric), raw.timed)
+        read = read_karaoke(lyric if is_ttml(lyric) else unescape(lyric), raw.timed)
     except KaraokeError:
         return "仍像标记"
     name = clean_name(raw.name) or clean_name(read.name) or clean_name(raw.stem)
+    if dropped is not None:
+        dropped += [DroppedLine(line.strip(), "译文") for line in read.foreign]
     text = _clean(read.text, name, dropped)
     if not text:
         return "清洗后为空"

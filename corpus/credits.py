@@ -251,7 +251,8 @@ def _take_titles(lines: list[str], places: list[int], looks: dict[int, Line], fo
     first = next((index for index, known in enumerate(credited[:EDGE]) if known), 0)
     for place in places[:first]:
         line = lines[place].strip()
-        own = name and line.strip(DECORATION).startswith(name)
+        rest = line.strip(DECORATION)[len(name) :] if name and line.strip(DECORATION).startswith(name) else None
+        own = rest is not None and re.match(r"$|\s*[-–—－/／(（《]", rest)
         bare = first == 1 and credited[1:3] == [True, True] and _could_be_title(line)
         if own or bare or _TITLE.match(line) or _TITLE_WORDS.search(simpler(line)):
             found[place] = "歌名行"

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from corpus.cleaning import RawSong, clean_name
 from corpus.files import PLAYER_SUFFIXES, CorpusError, decode_bytes, is_encrypted, read_bytes, shown
 from corpus.karaoke import HAN, KaraokeError, is_ttml, read_karaoke
+from corpus.notices import is_part
 
 NO_SONGS, ENCRYPTED, NO_COLUMN = "没有歌的 JSON", "加了密的歌词", "没有歌词一列的表"
 
@@ -47,7 +48,9 @@ def read_file(path: Path) -> Iterator[RawSong]:
     if suffix == ".lrc" or suffix in PLAYER_SUFFIXES:
         if text.lstrip()[:1] == "{" and (found := _songs_of_api(text)):
             return iter([RawSong("", "", found, where, path.stem, True, True)])
-        return iter([RawSong("", "", text, where, path.stem, True, True)])
+        return _timed_songs(text, path)
+    if len(_TITLE_TAG.findall(text)) > 1:
+        return _timed_songs(text, path)
     songs = split_text(text)
     if len(songs) < 2:
         return iter([RawSong(songs[0].name, songs[0].singer, songs[0].text, where, path.stem, False, True)])
@@ -57,11 +60,27 @@ def read_file(path: Path) -> Iterator[RawSong]:
     )
 
 
+_TITLE_TAG = re.compile(r"^[ \t\ufeff]*(?=[\[［][ \t]*ti[ \t]*[:：])", re.M | re.I)
+
+
+def _timed_songs(text: str, path: Path) -> Iterator[RawSong]:
+    """带时间的一个文件；里面有几个 `[ti:]` 就是几首。"""
+    parts = [part for part in _TITLE_TAG.split(text) if part.strip(" \t\r\n\ufeff")]
+    if len(_TITLE_TAG.findall(text)) < 2:
+        return iter([RawSong("", "", text, shown(path), path.stem, True, True)])
+    return (
+        RawSong("", "", part, f"{shown(path)} 第 {number} 首", path.stem, True) for number, part in enumerate(parts, 1)
+    )
+
+
 # ---------------------------------------------------------------------------
 # JSON 与表格：各种叫法的歌名、歌手、歌词
 # ---------------------------------------------------------------------------
 
-_LYRIC_KEYS = "lyric lyrics lrc 歌词 歌詞 lyrictext lyricstext songlyric songlyrics paragraphs".split()
+_LYRIC_KEYS = (
+    "lyric lyrics plainlyrics syncedlyrics lyriccontent lyriclines lyrictext lyricstext songlyric songlyrics "
+    "lrc 歌词 歌詞 歌词内容 paragraphs"
+).split()
 _TEXT_KEYS = "content contents text body lines 正文 内容 內容 词 詞".split()  # 别的数据也这么叫：要同时有歌名才算
 _NAME_KEYS = (
     "name title song songname songtitle trackname track tracktitle musicname rhythmic 歌名 歌曲 歌曲名 歌曲名称 "
@@ -99,7 +118,7 @@ def _lyric_of(entry: dict[str, Any]) -> Any:
 def _raw_song(song: Any, where: str, singer: Any = "") -> RawSong:
     if not isinstance(song, dict):
         return RawSong("", "", 0, where)  # 由清洗一步归入「格式不对」
-    if "lyric" in song and "name" in song:  # 语料本来的写法，最多
+    if song.get("lyric") is not None and song.get("name"):  # 语料本来的写法，最多
         return RawSong(song["name"], song.get("singer", singer), song["lyric"], where)
     entry = {_plain(key): value for key, value in song.items()}
     name, by = _value(entry, _NAME_KEYS), _value(entry, _SINGER_KEYS)
@@ -122,14 +141,15 @@ def _read_json(text: str, path: Path) -> Iterator[RawSong]:
             line.lstrip().startswith("{") and line.rstrip().endswith(("}", "},")) for line in lines
         ):
             return _songs(_json_lines(text, path), where, "第 {} 行")  # 其实是 JSON Lines
-        if text.strip(" \0\t\r\n") and not re.search(
-            rf'"(?:{"|".join(_LYRIC_KEYS + _NAME_KEYS + _SINGER_KEYS)})', text, re.I
-        ):
+        hopeful = _LYRIC_KEYS + (_NAME_KEYS + _SINGER_KEYS if text.lstrip()[:1] == "[" else [])
+        if text.strip(" \0\t\r\n") and not re.search(rf"[\"'](?:{'|'.join(hopeful)})", text, re.I):
             raise NotLyrics("写错了、也看不出有歌的 JSON") from None
         raise error
     lists = list(_song_lists(value))
     if not lists:
         raise NotLyrics(NO_SONGS)
+    if len(lists) == 1 and len(lists[0][0]) == 1:  # 只有一首，没有歌名时用文件名
+        return iter([_raw_song(lists[0][0][0], f"{where} 第 1 首", lists[0][1])._replace(stem=path.stem)])
     return _numbered(lists, where)
 
 
@@ -153,11 +173,15 @@ def _song_lists(value: Any, singer: Any = "", depth: int = 0) -> Iterator[tuple[
                 if isinstance(part, (list, dict)):
                     yield from _song_lists(part, singer, depth + 1)
     elif isinstance(value, dict):
+        columns = _columns(value)
+        if columns:
+            yield columns, singer
+            return
         if _holds_lyric(value):
             yield [value], singer
             return
         entry = {_plain(key): part for key, part in value.items()}
-        outer = _value(entry, _SINGER_KEYS) or (entry.get("name") if depth else None)
+        outer = _value(entry, _SINGER_KEYS[:6])
         outer = outer if isinstance(outer, str) else singer
         verses = {key: part for key, part in value.items() if isinstance(part, str) and "\n" in part.strip()}
         if verses and 2 * len(verses) > len(value):  # {歌名: 歌词}
@@ -175,6 +199,22 @@ def _song_lists(value: Any, singer: Any = "", depth: int = 0) -> Iterator[tuple[
         for part in value.values():
             if isinstance(part, (list, dict)):
                 yield from _song_lists(part, outer, depth + 1)
+
+
+def _columns(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """按列存的表：{"name": [歌名…], "lyric": [歌词…]}，或 pandas 的 {"name": {"0": …}, …} → 一首首；不是的是空的。"""
+    entry = {_plain(key): part for key, part in value.items()}
+    lyrics, names = _lyric_of(entry)[1], _value(entry, _NAME_KEYS)
+    if isinstance(lyrics, dict) and isinstance(names, dict) and lyrics.keys() == names.keys():
+        rows = list(lyrics)
+    elif isinstance(lyrics, list) and isinstance(names, list) and len(lyrics) == len(names) > 1:
+        if not all(isinstance(lyric, list) or (isinstance(lyric, str) and "\n" in lyric) for lyric in lyrics):
+            return []
+        rows = list(range(len(lyrics)))
+    else:
+        return []
+    kept = {key: part for key, part in entry.items() if isinstance(part, type(lyrics)) and len(part) == len(rows)}
+    return [{key: part[row] for key, part in kept.items()} for row in rows]
 
 
 def _songs_of_api(text: str) -> str | None:
@@ -201,11 +241,12 @@ def _songs(entries: Iterator[tuple[int, Any]], where: str, place: str) -> Iterat
     """逐行的 JSON；整个文件没有一首歌时略过它。"""
     found, seen = [], False
     for number, value in entries:
-        seen = seen or _holds_lyric(value)
-        found.append((number, value))
+        lists = list(_song_lists(value))  # 一首，{"song": {…}}，或整个数组写在一行
+        seen = seen or bool(lists)
+        found += [(number, song, singer) for songs, singer in lists for song in songs] or [(number, value, "")]
     if not seen:
         raise NotLyrics(NO_SONGS)
-    return (_raw_song(value, f"{where} {place.format(number)}") for number, value in found)
+    return (_raw_song(value, f"{where} {place.format(number)}", singer) for number, value, singer in found)
 
 
 def _parse_json(text: str, path: Path, line: int | None = None) -> Any:
@@ -220,31 +261,42 @@ def _parse_json(text: str, path: Path, line: int | None = None) -> Any:
 
 
 def _read_table(text: str, path: Path) -> Iterator[RawSong]:
-    """CSV、TSV：第一行是各列的名字。"""
+    """CSV、TSV：头几行里有一行是各列的名字。"""
     csv.field_size_limit(2**31 - 1)
-    where, head = shown(path), text.lstrip("\n\r").split("\n", 1)[0]
+    where, text = shown(path), re.sub(r"^sep=.\r?\n", "", text.replace("\0", "").lstrip("\ufeff"))
+    head = text.lstrip("\n\r").split("\n", 1)[0]
     delimiter = max("\t,;|" if path.suffix.lower() == ".tsv" else ",\t;|", key=head.count)
-    rows = csv.reader(io.StringIO(text.replace("\0", ""), newline=""), delimiter=delimiter)
     try:
-        columns = next((row for row in rows if any(cell.strip() for cell in row)), [])
-        entry = {_plain(cell): place for place, cell in enumerate(columns)}
-        if not _lyric_of({key: key for key in entry})[0]:
-            raise NotLyrics(NO_COLUMN)
-        found = []
-        for row in rows:
-            if any(cell.strip() for cell in row):
-                song = dict(zip(map(_plain, columns), row, strict=False))
-                found.append(
-                    RawSong(
-                        _value(song, _NAME_KEYS) or "",
-                        _value(song, _SINGER_KEYS) or "",
-                        _lyric_of(song)[1] or "",
-                        f"{where} 第 {rows.line_num} 行",
-                    )
-                )
+        rows = _rows(text, delimiter, csv.QUOTE_MINIMAL)
     except csv.Error as error:
-        raise CorpusError(f"{where}：第 {rows.line_num} 行不是合法的 CSV（{error}）") from None
-    return iter(found)
+        try:  # 引号只是普通的字：每行的列数都对，才当作没有引号
+            rows = _rows(text, delimiter, csv.QUOTE_NONE)
+        except csv.Error:
+            rows = []
+        if len({len(row) for _, row in rows}) != 1:
+            raise CorpusError(f"{where}：不是合法的 CSV（{error}）；请检查引号是否成对") from None
+    for start, (_, columns) in enumerate(rows[:5]):
+        if _lyric_of({_plain(cell): cell for cell in columns})[0]:
+            return _table_songs(list(map(_plain, columns)), rows[start + 1 :], delimiter, where)
+    raise NotLyrics(NO_COLUMN)
+
+
+def _rows(text: str, delimiter: str, quoting: int) -> list[tuple[int, list[str]]]:
+    """[(行号, 各格)]，不含空行。"""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+    return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+
+
+def _table_songs(
+    columns: list[str], rows: list[tuple[int, list[str]]], delimiter: str, where: str
+) -> Iterator[RawSong]:
+    last_is_lyric = _lyric_of({columns[-1]: "", "name": ""})[0]
+    for line, row in rows:
+        if len(row) > len(columns) and last_is_lyric:  # 歌词里没有加引号的逗号
+            row = [*row[: len(columns) - 1], delimiter.join(row[len(columns) - 1 :])]
+        song = dict(zip(columns, row, strict=False))
+        name, singer = _value(song, _NAME_KEYS) or "", _value(song, _SINGER_KEYS) or ""
+        yield RawSong(name, singer, _lyric_of(song)[1] or "", f"{where} 第 {line} 行")
 
 
 # ---------------------------------------------------------------------------
@@ -260,11 +312,20 @@ class _Section(NamedTuple):
     text: str
 
 
+_ORDER = r"(?:第?\s*[\d一二三四五六七八九十百]{1,4}\s*[.、．:：)）首章]?\s*)?"
 _BOOK_TITLE = re.compile(
-    r"^[\s#*【\[（(]*(?:第?\s*[\d一二三四五六七八九十百]{1,4}\s*[.、．:：)）首章]?\s*)?(?:歌名\s*[:：]\s*)?《([^《》\n]{1,40})》\s*"
-    r"(?:[-—–/·|\s]*(?:(?:演唱|歌手|作者|原唱)\s*[:：]\s*)?([^\s，。！？,.!?:：]{0,20}))?[\s】\]）)]*$"
+    rf"^[#*【\[（(]*\s*{_ORDER}(?:歌名\s*[:：]\s*)?《([^《》\n]{{1,40}})》\s*"
+    r"(?:(?:[-—–/·|]+|(?:演唱|歌手|作者|原唱)\s*[:：])\s*([^\s，。！？,.!?:：]{1,20})|"
+    r"[（(]([^）)]{1,20})[）)]|\s+(\w{1,4}))?[\s】\]）)]*$"
 )
-_NAMED_TITLE = re.compile(r"^\s*(?:歌名|歌曲|歌曲名|标题|曲名|title)\s*[:：]\s*(.{1,40})$", re.I)
+_NAMED_TITLE = re.compile(
+    r"^(?:歌名|歌曲名|标题|曲名|title)\s*[:：]\s*(\S.{0,39}?)(?:\s+(?:歌手|演唱|原唱|artist)\s*[:：]\s*(\S.{0,19}))?$",
+    re.I,
+)
+_LOOSE_TITLE = re.compile(  # 前面空一行的「1. 歌名」「【歌名】」「====歌名====」
+    r"^(?:\d{1,3}\s*[.、．)）]\s*(\S[^，。！？]{0,29})|【([^】]{1,30})】|"
+    r"[=\-*#~]{3,}\s*([^=\-*#~]{1,30}?)\s*[=\-*#~]{3,})$"
+)
 _HEADING = re.compile(r"^\s{0,3}#{1,4}\s+(\S.{0,39})$")  # Markdown
 _SINGER_LINE = re.compile(r"^\s*(?:演唱|歌手|演唱者|原唱|artist|singer)\s*[:：]\s*(.{1,40})$", re.I)
 _RULE = re.compile(r"^\s*(?:([-=*_—─━~～#·.…+])(?:\s?\1){3,})\s*$")
@@ -291,13 +352,22 @@ def holds_many_songs(text: str) -> bool:
     return sum(bool(line.strip()) for line in text.splitlines()) > LONGEST_SONG
 
 
-def _title_of(line: str) -> tuple[str, str] | None:
-    """《歌名》或「歌名：…」独占的一行 → (歌名, 歌手)。"""
+def _title_of(line: str, loosely: bool = False) -> tuple[str, str] | None:
+    """《歌名》或「歌名：…」独占的一行 → (歌名, 歌手)。loosely：「1. 歌名」「【歌名】」也算。"""
+    line = line.strip()
+    if not line or len(line) > 80:
+        return None
     found = _BOOK_TITLE.match(line)
     if found:
-        return clean_name(found[1]), clean_name(found[2] or "")
-    named = _NAMED_TITLE.match(line) or _HEADING.match(line)
-    return (clean_name(named[1]).strip("《》"), "") if named else None
+        return clean_name(found[1]), clean_name(found[2] or found[3] or found[4] or "")
+    named = _NAMED_TITLE.match(line)
+    if named:
+        return clean_name(named[1]).strip("《》"), clean_name(named[2] or "")
+    heading = _HEADING.match(line) or (_LOOSE_TITLE.match(line) if loosely else None)
+    title = next(filter(None, heading.groups()), "") if heading else ""
+    if not title or is_part(title) or is_part(f"[{title}]"):  # 「# 副歌」是段落，不是歌名
+        return None
+    return clean_name(title).strip("《》"), ""
 
 
 def _han(lines: Sequence[str]) -> int:
@@ -305,16 +375,26 @@ def _han(lines: Sequence[str]) -> int:
 
 
 def _by_titles(lines: list[str]) -> list[_Section]:
-    places = [place for place, line in enumerate(lines) if _title_of(line)]
-    if len(places) < 2 or _han(lines[: places[0]]) > 30:
-        return []
-    songs = []
-    for place, end in pairwise([*places, len(lines)]):
-        body = [line for line in lines[place + 1 : end] if not _RULE.match(line)]
-        if _han(body) < _FEWEST_HAN:
-            return []
-        songs.append(_with_singer(*_title_of(lines[place]), body))
-    return songs
+    for loosely in (False, True):
+        places = [place for place, line in enumerate(lines) if _title_of(line, loosely)]
+        if loosely:  # 题目前要空一行
+            places = [
+                place
+                for place in places
+                if place == 0 or not lines[place - 1].strip() or lines[place].strip()[:1] in "=-*#~"
+            ]
+        if len(places) < 2 or (loosely and _han(lines[: places[0]]) > 30):
+            continue
+        if not loosely and _han(lines[: places[0]]) > 30 and lines[places[0] - 1].strip():
+            continue  # 前面不是空一行隔开的前言，是唱到了书名
+        songs = []
+        for place, end in pairwise([*places, len(lines)]):
+            body = [line for line in lines[place + 1 : end] if not _RULE.match(line)]
+            songs.append(_with_singer(*_title_of(lines[place], loosely), body))
+        whole = [song for song in songs if len(_HAN.findall(song.text)) >= _FEWEST_HAN]
+        if len(whole) > 1 and 2 * len(whole) >= len(songs) and len({song.name for song in whole}) == len(whole):
+            return [song for song in songs if song.text.strip()]
+    return []
 
 
 def _with_singer(name: str, singer: str, body: list[str]) -> _Section:
@@ -356,7 +436,7 @@ def _by_blank_lines(lines: list[str]) -> list[_Section]:
     widest = max(gaps, default=0)
     if widest < 3:  # 至少空两行
         return []
-    for width in sorted({gap for gap in gaps if gap >= 3}):
+    for width in sorted({gap for gap in gaps if gap >= 3})[:4]:
         parts = re.split(rf"\n{{{width},}}", "\n".join(line.strip() for line in lines).strip("\n"))
         songs = _sections([part.split("\n") for part in parts], len(parts) > 2)
         if songs:

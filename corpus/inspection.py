@@ -58,6 +58,8 @@ def require_own_folder(folder: Path, lyrics_dir: Path) -> None:
     """
     if folder.exists() and folder.resolve() == lyrics_dir.resolve():
         raise CorpusError(f"--inspect 后面是写到哪里，不是歌词文件夹；歌词文件夹用 --lyrics_dir 给：{shown(folder)}")
+    if lyrics_dir.resolve() in folder.resolve().parents:
+        raise CorpusError(f"--inspect 的文件夹不能在歌词文件夹里面，否则下次会被当作歌词：{shown(folder)}")
     with file_errors("写不了", folder):
         if folder.exists() and (
             not folder.is_dir() or any(path.name not in (SONGS, DROPPED, FILES) for path in folder.iterdir())

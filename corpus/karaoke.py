@@ -33,19 +33,25 @@ _SYLLABLE = re.compile(
 _PART_NUMBER = re.compile(r"[ \t]*\[\d{0,2}\]")  # lys 的声部
 _NUMBERS = re.compile(r"[-−]?[ \t]*\d+")
 _SUBTITLE_TIME = re.compile(r"^[ \t]*(?:\d{1,2}[:：])?\d{1,2}[:：]\d{1,2}[.,，]\d{1,3}[ \t]*-->.*$")
-_TAG = re.compile(r"[ \t\ufeff]*[\[［]{1,2}[ \t]*([A-Za-z#][\w#]{0,15})[ \t]*[:：](.*?)[\]］]{1,2}[ \t]*(?=[\[［]|$)")
+_TAG = re.compile(
+    r"[ \t\ufeff]*[\[［]{1,2}[ \t]*([A-Za-z#][\w#]{0,15}|歌名|歌曲|歌手|演唱|专辑|作词|作曲|"
+    r"编曲)[ \t]*[:：](.*?)[\]］]{1,2}[ \t]*(?=[\[［]|$)"
+)
 _KNOWN_TAGS = frozenset(
     "ti ar al by offset re ve au length la id hash sign qq total language lang kana tool lr mu genre t_time "
     "encoding trans ed "
-    "au tl version editor album title artist author copyright comment total_time type bpm key".split()
+    "au tl version editor bg album title artist author copyright comment total_time type bpm key "
+    "歌名 歌曲 歌手 演唱 专辑 作词 作曲 编曲".split()
 )
 _HEAD_LINE = re.compile(r'^[ \t\ufeff]*\{"t":-?\d+,"c":\[.*\]\}[ \t]*,?[ \t]*$')
 _STAMPED = re.compile(
-    r"[\[［<＜(（【][ \t]{0,3}[-+−]?[ \t]{0,3}\d|[\[［][ \t]*[A-Za-z#][\w#]{0,15}[ \t]*[:：]|-->|\{\"t\":|<tt[\s>]|"
+    r"[\[［<＜(（【][ \t]{0,3}[-+−]?[ \t]{0,3}\d|[\[［][ \t]*(?:[A-Za-z#][\w#]{0,15}|歌名|歌手)[ \t]*[:：]|-->|"
+    r"\{\"t\":|<tt[\s>]|"
     r"LyricContent=|\[\d{0,2}\]"
 )
-_QRC_CONTENT = re.compile(r'LyricContent="(.*?)"\s*/?>', re.S)
-_TTML = re.compile(r"^\s*(?:<\?xml[^>]*\?>\s*)?(?:<!--.*?-->\s*)*<(?:\w+:)?tt[\s>]", re.S)
+_QRC_CONTENT = re.compile(r"LyricContent=([\"'])")
+_TTML_START = re.compile(r"<(?:\w{1,20}:)?tt[\s>]")
+_ROMANISED = 0.25  # 拉丁词数与汉字数相差不到这么多，就是注音
 _JOINT = "\0"
 
 
@@ -59,16 +65,25 @@ class Lyric(NamedTuple):
     text: str
     name: str = ""
     singer: str = ""
+    foreign: tuple[str, ...] = ()  # 没有要的译文与注音
 
 
 class _Line(NamedTuple):
     time: float | None
     words: str
     repeats: tuple[float, ...] = ()  # 行首其余的时刻
+    stamped: bool = True  # 这一行自己有时间，还是随前一行
 
 
 def is_ttml(text: str) -> bool:
-    return "<" in text[:200] and _TTML.match(text) is not None
+    place = len(text) - len(text.lstrip("\ufeff \t\r\n"))
+    while text.startswith(("<?", "<!"), place):  # 声明、注释、DOCTYPE
+        end = text.find("-->" if text.startswith("<!--", place) else ">", place)
+        if end < 0:
+            return False
+        place = end + (3 if text.startswith("-->", end) else 1)
+        place += len(text[place : place + 2000]) - len(text[place : place + 2000].lstrip())
+    return _TTML_START.match(text, place) is not None
 
 
 def read_karaoke(text: str, timed: bool = False) -> Lyric:
@@ -84,17 +99,19 @@ def read_karaoke(text: str, timed: bool = False) -> Lyric:
         return Lyric(text)
     if is_ttml(text):
         return _read_ttml(text)
-    if "LyricContent=" in text and (content := _QRC_CONTENT.search(text)):
-        text = html.unescape(content[1])
+    if "LyricContent=" in text and (opening := _QRC_CONTENT.search(text)):
+        closing = re.compile(opening[1] + r"\s{0,9}/?>").search(text, opening.end())
+        text = html.unescape(text[opening.end() : closing.start() if closing else len(text)])
     tags: dict[str, str] = {}
+    foreign: list[str] = []
     lines: list[_Line] = []
-    raw = text.replace(_JOINT, "").splitlines()
+    raw = [line for glued in text.replace(_JOINT, "").splitlines() for line in _unglued(glued)]
     stamped = sum(1 for line in raw if _LEADING.match(line))
     for number, line in enumerate(raw):
         while (tag := _TAG.match(line)) and (stamped or timed or tag[1].lower() in _KNOWN_TAGS):
             tags.setdefault(tag[1].lower(), tag[2].strip())
-            line = line[tag.end() :]
-            if not line:
+            line = tag[2] if tag[1].lower() == "bg" else line[tag.end() :]  # [bg:(啦啦)] 是和声
+            if not line or tag[1].lower() == "bg":
                 break
         if tag and not line:
             continue
@@ -105,9 +122,28 @@ def read_karaoke(text: str, timed: bool = False) -> Lyric:
     joined = sum(_JOINT in line.strip(" \t\0") for line in words)
     by_word = 2 * joined > len(words)
     if stamped and (timed or 2 * sum(line.time is not None for line in lines) >= len(words) > 0):
-        lines = _without_translations(_in_order(lines, by_word))
+        lines = [line._replace(words=_SINGER_MARK.sub("", line.words)) for line in lines]
+        lines, foreign = _without_translations(_in_order(lines, by_word))
     sung = _joined([line.words for line in lines])
-    return Lyric("\n".join(sung), tags.get("ti") or tags.get("title", ""), tags.get("ar") or tags.get("artist", ""))
+    name, singer = (next(filter(None, map(tags.get, keys)), "") for keys in (_NAME_TAGS, _SINGER_TAGS))
+    return Lyric("\n".join(sung), name, singer, tuple(_joined(foreign)))
+
+
+_NAME_TAGS, _SINGER_TAGS = ("ti", "title", "歌名", "歌曲"), ("ar", "artist", "歌手", "演唱")
+_SINGER_MARK = re.compile(r"^[ \t]*(?:\[[A-Z]\d?[:：]\]|(?:v\d{1,3}|[FMD])[:：](?=\s|[^\x00-\x7f]))[ \t]*")
+
+
+def _unglued(line: str) -> list[str]:
+    """换行丢了的 LRC：一行里好几个时间，每段有好几个字，就在时间前断开；逐字的时间每段只有一两个字。"""
+    stamps = list(_STAMP.finditer(line))
+    if len(stamps) < 3:
+        return [line]
+    pieces = [line[a.end() : b.start()] for a, b in zip(stamps, stamps[1:], strict=False)] + [line[stamps[-1].end() :]]
+    sizes = [len(re.findall(rf"[{HAN}]|[A-Za-z']+", piece)) for piece in pieces if piece.strip()]
+    if len(sizes) < 2 or sum(sizes) < 3 * len(sizes):
+        return [line]
+    starts = [0] + [b.start() for a, b in zip(stamps, stamps[1:], strict=False) if line[a.end() : b.start()].strip()]
+    return [line[a:b] for a, b in zip(starts, [*starts[1:], len(line)], strict=True)]
 
 
 def _read_line(line: str) -> _Line:
@@ -150,7 +186,7 @@ def _in_order(lines: list[_Line], by_word: bool) -> list[_Line]:
     last = 0.0
     for line in lines:
         last = line.time if line.time is not None else last
-        timed.append(_Line(last, line.words))
+        timed.append(_Line(last, line.words, stamped=line.time is not None))
         timed += [_Line(time, line.words) for time in (() if by_word else line.repeats)]
     return sorted(timed, key=lambda line: line.time)
 
@@ -172,11 +208,11 @@ def _script(words: str) -> str:
     return "latin" if _LATIN.search(words) else ""
 
 
-def _without_translations(lines: list[_Line]) -> list[_Line]:
-    """同一时刻有两三行时，第一行是唱的，别的语言的其余各行不要。"""
+def _without_translations(lines: list[_Line]) -> tuple[list[_Line], list[str]]:
+    """同一时刻有两三行时，第一行是唱的，别的语言的其余各行不要。返回 (留下的行, 不要的)。"""
     groups: list[list[_Line]] = []
     for line in lines:
-        if not line.words.strip(" \t\0"):
+        if not line.words.strip(" \t\0") or not line.stamped:
             groups.append([line])
         elif groups and groups[-1][0].time == line.time and groups[-1][0].words.strip(" \t\0"):
             groups[-1].append(line)
@@ -184,24 +220,36 @@ def _without_translations(lines: list[_Line]) -> list[_Line]:
             groups.append([line])
     pairs = [group for group in groups if 1 < len(group) <= 3]
     if not pairs:
-        return lines
-    sung = sum(bool(group[0].words.strip(" \t\0")) for group in groups)
+        return lines, []
+    sung = sum(bool(group[0].words.strip(" \t\0")) and group[0].stamped for group in groups)
+    if all(line.time == int(line.time) for line in lines) and 5 * len(pairs) < 4 * sung:
+        return lines, []  # 只写到整秒的，两行撞在一起不说明什么
+    for group in pairs:  # 注音写在上面的，唱的是下面的汉字
+        if _is_romanised(group[0].words, group[1].words):
+            group[0], group[1] = group[1], group[0]
     first = Counter(_script(group[0].words) for group in pairs).most_common(1)[0][0]
     whole: dict[int, bool] = {}  # 每一首的第几行都是译文
     if 2 * len(pairs) >= sung:
         for place in (1, 2):
             scripts = Counter(_script(group[place].words) for group in pairs if len(group) > place)
             whole[place] = bool(scripts) and scripts.most_common(1)[0][0] not in (first, "")
-    kept = []
+    kept, left_out = [], []
     for group in groups:
         kept.append(group[0])
         for place, line in enumerate(group[1:], 1):
             if 1 < len(group) <= 3:
                 foreign = _script(line.words) not in (_script(group[0].words), "")
                 if whole.get(place) or (foreign and (place in whole or not _IN_BRACKETS.match(line.words))):
+                    left_out.append(line.words)
                     continue
             kept.append(line)
-    return kept
+    return kept, left_out
+
+
+def _is_romanised(above: str, below: str) -> bool:
+    """上一行是不是下一行汉字的拼音：全是拉丁字母，词数与字数相当。"""
+    words, han = len(re.findall("[A-Za-zÀ-ɏ']+", above)), len(_HAN_LETTER.findall(below))
+    return _script(above) == "latin" and han > 2 and abs(words - han) <= _ROMANISED * han and above.islower()
 
 
 _BORDER = re.compile(rf"(?<=[{HAN}])(\s*\0[\s\0]*)(?=[{HAN}])")
@@ -230,6 +278,7 @@ def _local(name: str) -> str:
 def _read_ttml(text: str) -> Lyric:
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise KaraokeError("XML 里不能有 DOCTYPE 或 ENTITY")
+    text = re.sub(r"^\s*<\?xml[^>]*\?>", "", text.lstrip("\ufeff"))  # 已经是文字，声明的编码不作数
     try:
         root = ElementTree.fromstring(text.strip().encode("utf-8", "replace"))
     except (ElementTree.ParseError, ValueError, LookupError) as error:
@@ -246,7 +295,7 @@ def _read_ttml(text: str) -> Lyric:
         elif kind == "div":
             parts.append("")  # 一个 div 是一段
         elif kind == "p":
-            parts.append(_span_text(element).strip())
+            parts.append(_LAYOUT.sub(_laid_out, _span_text(element)).strip())
     name, singers = meta.get("musicname", [""])[0], meta.get("artists", meta.get("artist", []))
     return Lyric("\n".join(parts), name, "/".join(filter(None, singers)))
 
@@ -259,18 +308,27 @@ def _span_text(element: ElementTree.Element) -> str:
         kind = _local(child.tag) if isinstance(child.tag, str) else ""
         if kind == "br":
             pieces.append("\n")
-        elif kind == "span" and attributes.get("role") not in _LEFT_OUT and attributes.get("ruby") != "text":
+        elif (
+            kind in ("span", "ruby", "rb")
+            and attributes.get("role") not in _LEFT_OUT
+            and attributes.get("ruby") != "text"
+        ):
             pieces.append(_span_text(child))
         pieces.append(_between(child.tail))
     return "".join(pieces)
 
 
+_LAYOUT = re.compile(r"(?<=(.))?\x01+(?=(.))?", re.S)
+
+
+def _laid_out(gap: re.Match[str]) -> str:
+    """排版的空白：外文词之间是一个空格，别处没有。"""
+    both = (gap[1] or " ") + (gap[2] or " ")
+    return " " if both.isascii() and both.isalnum() else ""
+
+
 def _between(text: str | None) -> str:
-    """排版用的换行与缩进不是歌词；同一行里的空格是。"""
+    """排版用的换行与缩进不是歌词（先记作 \\x01）；同一行里的空格是。"""
     if not text:
         return ""
-    return (
-        "".join(line.strip() if "\n" in text else line for line in text.split("\n"))
-        if text.strip()
-        else ("" if "\n" in text else text)
-    )
+    return re.sub(r"\s*\n\s*", "\x01", text)

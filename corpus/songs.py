@@ -160,7 +160,8 @@ def distinct_songs(
     if seen is not None:
         used = [entry for entry in seen if entry.song is not None]
         for later, earlier in copies.items():
-            used[later].reason = f"与 {used[earlier].where} 大半相同"
+            alike = "相同" if keys[later] == keys[earlier] else "大半相同"
+            used[later].reason = f"与 {used[earlier].where} {alike}"
         for whole, inside in collections.items():
             used[whole].reason = f"合集：里面的歌（如 {used[inside[0]].where}）另有单首"
     kept = [index for index in range(len(songs)) if index not in copies and index not in collections]

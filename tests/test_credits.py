@@ -94,3 +94,19 @@ def test_keys_do_not_backtrack():
     """由名目的词反复拼成的长名目，不会让切词卡住。"""
     for key in ("作词" * 29 + "我", "词曲编唱" * 14 + "x", "一" * 59, "a " * 29 + "z", "作词作曲" * 1000):
         assert isinstance(clean_text(f"{key}：甲\n今夜我在风里"), str)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "春风吹过旧城墙",
+        "2020年写于北京的地下室",
+        "24小时内删除我的记忆",
+        "这首歌由我演唱",
+        "感谢你的聆听",
+    ],
+)
+def test_more_sung_lines_stay(line):
+    """以歌名开头的第一行、像声明的唱词，都留下。"""
+    text = f"{line}\n词：阿木\n我在桥头等你归灯火"
+    assert clean_song(RawSong("春风", "", text, "")).text == f"{line}\n我在桥头等你归灯火"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from test_data import VERSE, Workshop, make_lines, make_song, write_json
+from test_fuzz import limit
 
 from corpus.cleaning import Song, clean_song
 from corpus.files import CorpusError, find_files
@@ -299,7 +300,7 @@ def test_inspection_shows_what_is_trained(tmp_path):
     assert all("\n".join(make_lines(seed)) in shown for seed in range(8))
     assert shown.count("✗ 制作信息：作词：某人") == 8
     dropped = (out / "dropped.txt").read_text(encoding="utf-8")
-    assert "大半相同" in dropped
+    assert "第 4 首 相同" in dropped
     assert "歌词为空" in dropped
     assert "没有歌的 JSON" in (out / "files.txt").read_text(encoding="utf-8")
     inspect(shop.lyrics, out, 0.2, [], lambda text: None, lambda text: None)  # 再写一遍
@@ -313,3 +314,135 @@ def test_inspection_never_writes_over_other_things(tmp_path):
     for out in (shop.lyrics, tmp_path / "别的"):
         with pytest.raises(CorpusError, match="--inspect"):
             inspect(shop.lyrics, out, 0.2, [], lambda text: None, lambda text: None)
+
+
+# ---- 别人试出来的 ----
+
+A = "春风吹过旧城墙\n我在桥头等你归\n灯火映着江水凉\n一壶浊酒敬斜阳"
+B = "山河万里雪茫茫\n孤雁南飞不成行\n谁家少年骑白马\n踏碎一地月如霜"
+
+
+def read(tmp_path: Path, name: str, content: str | bytes) -> list[tuple[str, str, str]]:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return [tuple(song) if isinstance(song, Song) else (song, "", "") for song in songs(path)]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (f"《山海经》里的兽\n{A}", [("x", "", f"《山海经》里的兽\n{A}")]),
+        (f"《山河》（小山）\n{A}", [("山河", "小山", A)]),
+        (f"## Verse 1\n{A}\n## Chorus\n{B}", [("x", "", f"{A}\n{B}")]),
+        (f"# 主歌\n{A}\n# 副歌\n{B}", [("x", "", f"{A}\n{B}")]),
+        (f"# 专辑\n\n## 春风\n{A}\n\n## 山河\n{B}", [("春风", "", A), ("山河", "", B)]),
+        (f"1. 春风\n{A}\n\n2. 山河\n{B}", [("春风", "", A), ("山河", "", B)]),
+        (f"【春风】\n{A}\n\n【山河】\n{B}", [("春风", "", A), ("山河", "", B)]),
+        (f"====春风====\n{A}\n====山河====\n{B}", [("春风", "", A), ("山河", "", B)]),
+        (f"歌名：春风 歌手：阿木\n{A}\n\n歌名：山河 歌手：小山\n{B}", [("春风", "阿木", A), ("山河", "小山", B)]),
+        (
+            f"《春风》\n{A}\n\n《静》\n纯音乐\n\n《山河》\n{B}",
+            [("春风", "", A), ("清洗后为空", "", ""), ("山河", "", B)],
+        ),
+        (f"[ti:春风]\n[ar:阿木]\n{A}\n\n[ti:山河]\n{B}", [("春风", "阿木", A), ("山河", "", B)]),
+    ],
+)
+def test_texts_of_one_and_of_many(tmp_path, text, wanted):
+    assert read(tmp_path, "x.txt", text) == wanted
+
+
+def test_two_songs_in_one_lrc_do_not_mix(tmp_path):
+    one, two = ("\n".join(f"[00:1{n}.00]{line}" for n, line in enumerate(text.split("\n"))) for text in (A, B))
+    assert read(tmp_path, "x.lrc", f"[ti:春风]\n{one}\n\n[ti:山河]\n{two}") == [("春风", "", A), ("山河", "", B)]
+
+
+TABLES = {
+    "open quote": ('name\tsinger\tlyric\n春风\t木\t"春风吹过旧城墙我在桥头\n夜\t山\t山河万里雪茫茫孤雁南飞\n', 2),
+    "commas in the last column": ("name,singer,lyric\n春风,木,春风吹过旧城墙,我在桥头等你归\n", 1),
+    "sep=": ("sep=;\r\n歌名;歌手;歌词\r\n春风;木;春风吹过旧城墙我在桥头\r\n", 1),
+    "title row": ("我的歌,,\n歌名,歌手,歌词\n春风,木,春风吹过旧城墙我在桥头\n", 1),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_as_people_have_them(tmp_path, name):
+    content, count = TABLES[name]
+    found = read(tmp_path, "x.tsv" if "\t" in content else "x.csv", content)
+    assert len(found) == count
+    assert found[0][0] == "春风"
+    assert "我在桥头" in found[0][2]
+
+
+def test_unpaired_quote_is_named(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text('name,lyric\n春风,"春风吹过旧城墙\n夜,山河万里\n灯,甲,乙\n', encoding="utf-8")
+    with pytest.raises(CorpusError, match=r"x\.csv：不是合法的 CSV.*引号"):
+        read_file(path)
+
+
+FIRST_SONG, SECOND_SONG = {"name": "春", "lyric": A}, {"name": "夜", "singer": "山", "lyric": B}
+VERSES = [{"type": "verse", "lines": A.split("\n")}]
+STAMPED = [[1.5, line] for line in B.split("\n")]
+LAYOUTS = {
+    "columns": {"name": ["春", "夜"], "singer": ["木", "山"], "lyric": [A, B]},
+    "pandas": {"name": {"0": "春", "1": "夜"}, "singer": {"0": "木", "1": "山"}, "lyric": {"0": A, "1": B}},
+    "null name": [
+        {"name": None, "title": "春", "singer": "木", "lyric": A},
+        {**SECOND_SONG, "name": "", "title": "夜"},
+    ],
+    "lrclib": [
+        {"trackName": "春", "artistName": "木", "plainLyrics": A},
+        {"trackName": "夜", "artistName": "山", "plainLyrics": B},
+    ],
+    "albums": [
+        {"singer": "木", "albums": [{"name": "专辑", "songs": [FIRST_SONG]}]},
+        {"artist": "山", "songs": [SECOND_SONG]},
+    ],
+    "sections": [{**FIRST_SONG, "singer": "木", "lyric": VERSES}, {**SECOND_SONG, "lyric": STAMPED}],
+    "nulls": [
+        {**FIRST_SONG, "singer": "木", "lyric": [None, *A.split("\n")]},
+        {"name": "夜", "singer": "山", "歌词内容": B},
+    ],
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_of_json(tmp_path, name):
+    wanted = [("春", "木", A), ("夜", "山", B)]
+    assert read(tmp_path, "x.json", json.dumps(LAYOUTS[name])) == wanted
+    assert read(tmp_path, "x.jsonl", json.dumps(LAYOUTS[name])) == wanted
+
+
+def test_one_song_without_a_name_is_named_after_the_file(tmp_path):
+    assert read(tmp_path, "春风.json", json.dumps({"lyric": A})) == [("春风", "", A)]
+
+
+def test_python_literals_are_an_error(tmp_path):
+    with pytest.raises(CorpusError, match="不是合法的 JSON"):
+        read(tmp_path, "x.json", "[{'name':'春','lyric':'春风吹过旧城墙'}]")
+
+
+def test_inspection_stays_out_of_the_lyrics_folder(tmp_path):
+    shop = Workshop(tmp_path)
+    shop.write("a.json", [make_song(seed) for seed in range(3)])
+    with pytest.raises(CorpusError, match="不能在歌词文件夹里面"):
+        inspect(shop.lyrics, shop.lyrics / "看", 0.2, [], lambda text: None, lambda text: None)
+
+
+HEAVY = ["<!-- a -->" * 30, " " * 40_000, "#" + " " * 40_000, "\\" * 40_000, "[ti:" * 40_000, "春[a:" * 20_000]
+HEAVY += [
+    'LyricContent="' * 8_000,
+    "".join(f"春风{n}吹\n" + "\n" * (3 + n) for n in range(600)),
+    "《" * 20_000,
+    "【" * 20_000,
+]
+
+
+@pytest.mark.parametrize("text", HEAVY, ids=range(len(HEAVY)))
+@pytest.mark.parametrize("name", ["x.txt", "x.lrc", "x.csv"])
+def test_heavy_files_are_quick(tmp_path, text, name):
+    with limit(4):
+        try:
+            read(tmp_path, name, text + "\n春风吹过旧城墙\n春风吹过旧城墙")
+        except (CorpusError, NotLyrics):
+            assert name == "x.csv"

@@ -284,3 +284,58 @@ def test_brackets_that_are_sung_stay(line):
 def test_text_without_stamps_is_untouched(content):
     assert read_karaoke(content).text == content
     assert clean_text(content) == "\n".join(line for line in content.split("\n") if line)
+
+
+# ---- 别人试出来的 ----
+
+A = ["春风吹过旧城墙", "我在桥头等你归", "灯火映着江水凉", "一壶浊酒敬斜阳"]
+
+
+def test_entities_in_ttml():
+    """先读 XML 再还原实体。"""
+    text = ttml(["我"]).replace(">我<", ">Rock &amp; Roll 我 &lt;3 你在春风吹过旧城墙<")
+    assert clean_song(RawSong("", "", text, "")).text == "Rock & Roll 我 <3 你在春风吹过旧城墙"
+    spans = "\n  ".join(f"<span>{word}</span>" for word in ("Hello", "world", "春"))
+    pretty = f"<p>\n  {spans}\n  <ruby>风<rt>feng</rt></ruby>\n</p>"
+    body = f'<?xml version="1.0" encoding="gbk"?><tt xmlns="http://www.w3.org/ns/ttml"><body>{pretty}</body></tt>'
+    assert read_karaoke(body).text.strip() == "Hello world春风"
+
+
+@pytest.mark.parametrize("space", ["", " "])
+def test_lost_line_breaks(space):
+    """换行丢了的 LRC 还是四行。"""
+    text = space.join(f"[00:1{n}.00]{line}" for n, line in enumerate(A))
+    assert clean_text(text).split("\n") == A
+
+
+def test_pinyin_above_the_characters_is_left_out():
+    above = ["chun feng chui guo jiu cheng qiang", "wo zai qiao tou deng ni gui", "deng huo ying zhe jiang shui liang"]
+    pairs = enumerate(zip(above, A, strict=False))
+    text = "\n".join(f"[00:1{n}.00]{pinyin}\n[00:1{n}.00]{line}" for n, (pinyin, line) in pairs)
+    dropped = []
+    assert clean_song(RawSong("", "", text, "", timed=True), dropped).text.split("\n") == A[:3]
+    assert [line.reason for line in dropped] == ["译文"] * 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[00:10.00]春风吹过旧城墙\nOh baby I miss you\n[00:12.00]我在桥头等你归\n[00:14.00]灯火映着江水凉\nCome back",
+        "[00:10.00]Oh baby baby\n我在桥头等你归\n[00:14.00]灯火映着江水凉\n春风吹过旧城墙\n[00:16.00]Hey\n一壶浊酒",
+        "[00:05]春风吹过旧城墙\n[00:05]Hey hey\n[00:06]我在桥头等你归\n[00:07]灯火映着江水凉",
+    ],
+)
+def test_lines_that_only_follow_are_sung(text):
+    """没有自己的时间的行、整秒撞在一起的行，不是译文。"""
+    assert len(read_karaoke(text).text.split("\n")) == len(text.split("\n"))
+
+
+def test_background_tags_and_singer_marks():
+    text = "[00:01.00]v1: 春风吹过旧城墙\n[bg:(灯火映着江水凉)]\n[00:03.00]v2: 我在桥头等你归\n[00:05.00][D:]一壶浊酒"
+    assert clean_text(text).split("\n") == [A[0], "(灯火映着江水凉)", A[1], "一壶浊酒"]
+
+
+def test_chinese_tags(tmp_path):
+    path = tmp_path / "x.lrc"
+    path.write_text("[歌名:春风]\n[歌手:阿木]\n" + "\n".join(f"[00:1{n}.00]{line}" for n, line in enumerate(A)))
+    assert song(path) == Song("春风", "阿木", "\n".join(A))

@@ -21,7 +21,7 @@ LIBRARIES = {
     "corpus.credits": {"corpus.credit_lines", "corpus.credit_words", "corpus.notices"},
     "corpus.karaoke": set(),
     "corpus.cleaning": {"corpus.credits", "corpus.karaoke"},
-    "corpus.formats": {"corpus.cleaning", "corpus.files", "corpus.karaoke"},
+    "corpus.formats": {"corpus.cleaning", "corpus.files", "corpus.karaoke", "corpus.notices"},
     "corpus.near_copies": set(),
     "corpus.songs": {"corpus.cleaning", "corpus.files", "corpus.formats", "corpus.near_copies"},
     "corpus.inspection": {"corpus.files", "corpus.songs"},
