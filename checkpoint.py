@@ -126,6 +126,7 @@ def save(path: Path, contents: Mapping[str, Any]) -> None:
         OSError: 磁盘写不进去；原文件不变。
     """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)  # 训练中文件夹被移走、删掉的，重新建一个
     temporary = path.with_name(f"{path.name}.tmp")  # 名字固定：被 kill -9 多少次，也只剩下一个
     try:
         with open(temporary, "wb") as file:

@@ -8,6 +8,8 @@ import argparse
 import ast
 import dataclasses
 import difflib
+import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -181,6 +183,19 @@ RULES = {
 }
 
 
+_BROKEN_TEXT = re.compile("[\ud800-\udfff]")  # 不是 UTF-8 的字节，Python 读成孤立的代理项
+
+
+class BrokenText(ValueError):
+    """文字的编码有误。"""
+
+
+def shortened(value: Any, most: int = 60) -> str:
+    """放进消息里的值：太长的截断，不成字的换成问号。"""
+    text = _BROKEN_TEXT.sub("?", str(value))
+    return text if len(text) <= most else f"{text[:most]}……（共 {len(text):,} 字）"
+
+
 def convert(value: Any, rule: Rule) -> Any:
     """命令行文字或 config.py 里的值 → 规则要求的类型；不合规则时抛出 ValueError。"""
     if isinstance(value, str) and rule.optional and value.lower() == "none":
@@ -200,8 +215,12 @@ def convert(value: Any, rule: Rule) -> Any:
         value = float(value) if rule.kind is float else _whole_number(value)
     elif isinstance(value, str) and not value.strip():
         raise ValueError
+    elif rule.kind is Path:
+        value = Path(os.path.expanduser(value))
     else:
         value = rule.kind(value)
+        if _BROKEN_TEXT.search(value):
+            raise BrokenText
     if not rule.accepts(value):
         raise ValueError
     return value
@@ -275,8 +294,10 @@ def parse_flags(flags: Sequence[Flag], argv: Sequence[str], program: str, descri
             continue
         try:
             values[flag.name] = convert(given[flag.name], flag.rule)
+        except BrokenText:
+            problems.append(f"--{flag.name} 的文字编码有误：请用 UTF-8 的终端输入")
         except (ValueError, KeyError, OverflowError):
-            problems.append(f"--{flag.name} {given[flag.name]}：应为{_range(flag.rule)}")
+            problems.append(f"--{flag.name} {shortened(given[flag.name])}：应为{_range(flag.rule)}")
     if problems:
         raise UserError("\n".join(problems))
     return values
@@ -304,15 +325,15 @@ def _unknown_words(words: Sequence[str], names: Sequence[str]) -> list[str]:
             name = word.split("=")[0]
             near = difflib.get_close_matches(name.lstrip("-").replace("-", "_").lower(), names, n=1)
             advice = f"，是否指 --{near[0]}？" if near else "（用 --help 查看全部参数）"
-            problems.append(f"没有参数 {name}{advice}")
+            problems.append(f"没有参数 {shortened(name)}{advice}")
         elif not before.startswith("-"):  # 认不出的参数后面跟的是它的值
-            problems.append(f"多余的文字：{word}（参数写作 --名称 值；含空格的值请加引号）")
+            problems.append(f"多余的文字：{shortened(word)}（参数写作 --名称 值；含空格的值请加引号）")
     return problems
 
 
 def _descriptions() -> dict[str, str]:
     """每个常量右侧的说明，从本文件源代码读出，所以 --help 不会与它不一致。"""
-    source = Path(__file__).read_text(encoding="utf-8")
+    source = Path(__file__).read_text(encoding="utf-8-sig")  # 记事本存的带 BOM
     lines = source.splitlines()
     found = {}
     for node in ast.parse(source).body:
@@ -431,6 +452,23 @@ def as_plain_dict(config: Any) -> dict[str, Any]:
     }
 
 
+def _prepare_streams() -> None:
+    """标准流关了的接到空设备（否则打开的文件会占用它的编号，消息写进文件里）；不是终端的一律写 UTF-8。"""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # 占用最小的空编号，正是这一个
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115
+        elif number and hasattr(stream, "reconfigure"):  # 笔记本与 IDLE 的没有
+            if stream.isatty():
+                stream.reconfigure(errors="replace")  # 终端编码写不出的字写成问号，而不是报错
+            else:
+                stream.reconfigure(encoding="utf-8", errors="replace")
+
+
 def run_script(
     main: Callable[[Sequence[str]], int | None],
     *user_errors: type[Exception],
@@ -441,9 +479,7 @@ def run_script(
     Args:
         leave: 退出前最后做的事，收退出码。
     """
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.reconfigure(errors="replace")  # 终端编码写不出的字写成问号，而不是报错
+    _prepare_streams()
     try:
         code = main(sys.argv[1:]) or 0
     except user_errors as error:

@@ -3,6 +3,7 @@
 一级一级往上：adjust_logits → sample → prefill → decode_one → generate；一行一行地写、每行守约束的是 Composer。
 """
 
+import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,8 @@ class Sampling:
         top_k: 只在最可能的 k 个里抽；0 表示不限。
         top_p: 只在概率合计达到 p 的最少几个里抽（核抽样，Holtzman 等 2020）。
         repetition_penalty: 已出现词元的 logits 除以（为负时乘以）这个数（Keskar 等 2019，CTRL）；1 表示不惩罚。
-        seed: 第 i 首用 seed + i，所以 fp32 时一首歌不因同批写了几首而变（别的精度，一行与多行的舍入略有不同）。
+        seed: 第 i 首用 `song_seed(seed, i)`，所以 fp32 时一首歌不因同批写了几首而变
+            （别的精度，一行与多行的舍入略有不同）。
     """
 
     max_tokens: int = 200
@@ -39,6 +41,14 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int = 0
     min_tokens: int = 0
+
+
+def song_seed(seed: int, number: int) -> int:
+    """第 number 首（从 0 起）的种子：第一首就是 seed，其余由两者的散列定，相邻的种子写不出同一首。"""
+    if number == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % 2**31
 
 
 def adjust_logits(logits: Tensor, seen: Tensor | None, banned: Tensor | None, sampling: Sampling) -> Tensor:
@@ -286,7 +296,7 @@ def generate(
         raise ValueError("前文为空")
     device = model.embedding.weight.device
     vocab_size = model.config.vocab_size
-    generators = [torch.Generator().manual_seed(sampling.seed + row) for row in range(num_samples)]
+    generators = [torch.Generator().manual_seed(song_seed(sampling.seed, row)) for row in range(num_samples)]
     banned = _mask(banned_ids, vocab_size, device)
     unfinished = _mask([*banned_ids, stop_id], vocab_size, device)  # 写满 min_tokens 之前禁用的
     punishable = ~_mask(unpunished_ids, vocab_size, device)

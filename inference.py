@@ -38,9 +38,19 @@ REWRITING_DRAFTS = 24  # 从几稿里挑
 FOLLOWING_LINES = 2  # 改一行时，看它与后面几行接不接得上
 
 SONG_FLAGS = [
-    Flag("max_tokens", DEFAULTS.max_tokens, configuration.whole(1), "最多写多少个词元（约等于字数）"),
+    Flag(
+        "max_tokens",
+        None,
+        configuration.whole(1, optional=True),
+        f"最多写多少个词元（约等于字数）；默认 {DEFAULTS.max_tokens}，定了行数时写到最后一行",
+    ),
     Flag("min_tokens", DEFAULTS.min_tokens, configuration.whole(0), "写满这么多个词元之前不收尾"),
-    Flag("temperature", DEFAULTS.temperature, configuration.NOT_NEGATIVE, "温度：越高越出奇，0 为每步取最可能的"),
+    Flag(
+        "temperature",
+        DEFAULTS.temperature,
+        configuration.number(lambda v: 0 <= v <= 100, "0 到 100 的数"),
+        "温度：越高越出奇，0 为每步取最可能的",
+    ),
     Flag(
         "top_p",
         DEFAULTS.top_p,
@@ -51,7 +61,7 @@ SONG_FLAGS = [
     Flag(
         "repetition_penalty",
         DEFAULTS.repetition_penalty,
-        configuration.POSITIVE,
+        configuration.number(lambda v: 0.1 <= v <= 10, "0.1 到 10 的数"),
         "大于 1 时少重复已写过的词元（换行除外）",
     ),
     Flag("num_samples", 1, configuration.whole(1, 4096), "同时写几首"),
@@ -116,7 +126,7 @@ FLAGS = [
 class Settings:
     """写一首歌的设置；名称与命令行参数相同。"""
 
-    max_tokens: int
+    max_tokens: int | None
     min_tokens: int
     temperature: float
     top_p: float
@@ -136,10 +146,18 @@ class Settings:
     max_copy: int
 
     def form(self) -> lyrics.Form:
-        """句式；写法有误时 LyricsError。"""
-        return lyrics.make_form(
+        """句式；写法有误，或与词元数的要求冲突时 LyricsError。"""
+        form = lyrics.make_form(
             self.lines, self.line_chars, self.rhyme, self.rhyme_scheme, self.acrostic or "", self.structure
         )
+        if form.lines is not None and (self.max_tokens is not None or self.min_tokens):
+            raise LyricsError(f"已定了写 {form.lines} 行，不能同时用 max_tokens、min_tokens 定长短；请去掉一样")
+        return form
+
+    @property
+    def budget(self) -> int:
+        """没有定行数时最多写多少个词元。"""
+        return self.max_tokens if self.max_tokens is not None else DEFAULTS.max_tokens
 
     def line_by_line(self) -> bool:
         """要不要一行一行地写。"""
@@ -147,7 +165,7 @@ class Settings:
 
     def sampling(self, seed: int) -> generation.Sampling:
         return generation.Sampling(
-            max_tokens=self.max_tokens,
+            max_tokens=self.budget,
             min_tokens=self.min_tokens,
             temperature=self.temperature,
             top_k=self.top_k,
@@ -198,10 +216,16 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(flush=True)
         return 130
-    except torch.OutOfMemoryError:
-        raise UserError("显存不足：请减小 --num_samples，或用 --device cpu") from None
+        sys.stdout.flush()
+    except RuntimeError as error:
+        if not runtime.is_out_of_memory(error):
+            raise
+        raise UserError("内存或显存不足：请减小 --num_samples，显卡上也可用 --device cpu") from None
     except BrokenPipeError:  # 读我们输出的程序先走了，例如 head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # 退出时不再写一遍
+        raise UserError(f"歌词写不出去：{error.strerror or error}") from None
     return 0
 
 
@@ -330,7 +354,9 @@ class Writer:
         if self.stats is not None:
             self.stats.start()
         for number, song in enumerate(self.songs):
-            self.compose(song, settings, (seed + number) % 2**31, show if len(self.songs) == 1 else lambda text: None)
+            self.compose(
+                song, settings, generation.song_seed(seed, number), show if len(self.songs) == 1 else lambda text: None
+            )
         return self.songs
 
     def composer(self, tokens: Sequence[int], settings: Settings, seed: int) -> generation.Composer:
@@ -350,7 +376,14 @@ class Writer:
         self, form: lyrics.Form, settings: Settings, prompt: str = "", fixed: dict[int, str] | None = None
     ) -> SongPlan:
         return SongPlan(
-            form, self.vocabulary, self.tokenizer.encode, prompt, self.copies, settings.max_copy, fixed or {}
+            form,
+            self.vocabulary,
+            self.tokenizer.encode,
+            prompt,
+            self.copies,
+            settings.max_copy,
+            fixed or {},
+            min_tokens=settings.min_tokens,
         )
 
     def compose(
@@ -369,7 +402,7 @@ class Writer:
         """
         form = form or settings.form()
         plan = self.plan(form, settings, song.text, fixed)
-        counted, limit = 0, settings.max_tokens if form.lines is None else None
+        counted, limit = 0, settings.budget if form.lines is None else None
         try:
             for text in plan.write(self.composer(song.tokens, settings, seed), limit):
                 song.text += text
@@ -434,6 +467,9 @@ class Writer:
     def extend(self, song: Song, settings: Settings, seed: int, show: Callable[[str], None]) -> None:
         """接着写一首；已收尾的另起一行。"""
         self.songs = [song]
+        if settings.line_by_line():
+            self._compose_more(song, settings, seed, show)
+            return
         if song.ended:
             song.tokens.append(self.tokenizer.newline_id)
             newline = song.decoder.push(self.tokenizer.newline_id)
@@ -441,6 +477,21 @@ class Writer:
             song.ended = False
             show(newline)
         self._continue(self.songs, settings, seed, show)
+
+    def _compose_more(self, song: Song, settings: Settings, seed: int, show: Callable[[str], None]) -> None:
+        """照同样的要求接着写：定了行数的再写一遍那么多行（没写完的先写完），韵与行长接着数，照抄、最少词元照守。"""
+        form = settings.form()
+        if form.lines is not None:
+            times = len(lyrics.lines_of(song.text)) // form.lines + 1
+            form = dataclasses.replace(form, lines=form.lines * times, sections=form.sections * times)
+        if self.stats is not None:
+            self.stats.start()
+        if song.text and (song.ended or form.given) and not song.text.endswith("\n"):
+            song.text += "\n"
+            show("\n")
+        self.replace_text(song, song.text, settings)
+        song.ended = False
+        self.compose(song, settings, seed, show, form)
 
     def _continue(self, songs: list[Song], settings: Settings, seed: int, show: Callable[[str], None]) -> None:
         before = [len(song.tokens) for song in songs]
@@ -465,7 +516,7 @@ class Writer:
                 if len(songs) == 1 and text:
                     show(text)
         for song, length in zip(songs, before, strict=True):
-            song.ended = len(song.tokens) - length < settings.max_tokens
+            song.ended = len(song.tokens) - length < settings.budget
 
     def tell_more(self) -> None:
         """写完之后，照要求说的：与语料的相同处、用时。"""
@@ -558,6 +609,12 @@ class Conversation:
                     print("\n\n".join(song.text for song in self.writer.songs))
                 print(flush=True)
                 _tell("（已停下；/more 接着写）")
+            except EOFError:  # 在第二个提问处按了 Ctrl-D
+                _tell("\n（没有改动）")
+            except RuntimeError as error:
+                if not runtime.is_out_of_memory(error):
+                    raise
+                _tell("内存或显存不足，没有写完；这首歌还在，可减小 num_samples 再试")
             except (UserError, LyricsError) as error:
                 _tell(str(error))
 
@@ -706,7 +763,7 @@ class Conversation:
 
     def _tell_if_cut(self) -> None:
         if not all(song.ended for song in self.writer.songs):
-            _tell(f"（写满 {self.settings.max_tokens} 个词元；/more 接着写）")
+            _tell(f"（写满 {self.settings.budget} 个词元；/more 接着写）")
 
 
 # ---------------------------------------------------------------------------

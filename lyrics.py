@@ -3,6 +3,7 @@
 只收文字：词表与语料的歌由脚本交进来，不知道模型与缓存。
 """
 
+import dataclasses
 import difflib
 import functools
 import json
@@ -525,6 +526,7 @@ class SongPlan:
     Attributes:
         lines: 写好的各行。
         tokens: 新写了多少个词元。
+        min_tokens: 没有定行数时，写满这么多个词元之前不收尾。
         ended: 是否写到了头（写满行数，或模型收尾）。
 
     Raises:
@@ -541,6 +543,7 @@ class SongPlan:
     lines: list[str] = field(default_factory=list)
     tokens: int = 0
     ended: bool = False
+    min_tokens: int = 0
 
     def __post_init__(self) -> None:
         self.vocabulary.check(self.form)
@@ -570,9 +573,9 @@ class SongPlan:
         """第 index 行（从 0 起）的规矩。"""
         form = self.form
         if not form.given:
-            return ANY_LINE
+            return ANY_LINE if self.tokens >= self.min_tokens else dataclasses.replace(ANY_LINE, ends_song=False)
         least, most = form.lengths[index % len(form.lengths)] if form.lengths else (1, LONGEST_LINE)
-        last = form.lines is None or index + 1 == form.lines
+        last = self.tokens >= self.min_tokens if form.lines is None else index + 1 == form.lines
         return LineRule(least, most, self._rhymes(index), form.acrostic[index : index + 1], last)
 
     def add(self, line: str) -> None:

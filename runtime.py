@@ -50,6 +50,17 @@ class DeviceError(ValueError):
     """设备名有误，或这台机器没有这个设备。"""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """显存或内存不足：CUDA 有自己的类型，CPU、MPS 与新的加速器只在文字里说。"""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        words in text
+        for words in ("DefaultCPUAllocator", "out of memory", "can't allocate memory", "not enough memory")
+    )
+
+
 class PeerError(RuntimeError):
     """同一次训练的另一个进程先结束了。"""
 
@@ -63,7 +74,8 @@ class Processes:
 
     def __init__(self) -> None:
         self.rank, self.local_rank, self.count = (
-            int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
+            int(os.environ.get(name) or default)
+            for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
         )
 
     @property
@@ -146,12 +158,21 @@ def _in_groups(tensors: Iterable[Tensor], most: int = 2**24) -> Iterator[list[Te
         yield group
 
 
+_CONNECTION_LOST = re.compile(
+    r"connection|closed by peer|reset|broken pipe|timed? ?out|remote process|socket|peer|unreachable|ncclRemoteError",
+    re.I,
+)
+
+
 @contextlib.contextmanager
 def _expecting_peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # 连接断开时 gloo 与 NCCL 各有各的英文错误
-        raise PeerError(str(error)) from None
+        first = str(error).strip().partition("\n")[0][:300]
+        if _CONNECTION_LOST.search(str(error)):
+            raise PeerError(first) from None
+        raise DeviceError(f"进程之间的通信出错：{first}") from None
 
 
 def leave(code: int) -> None:

@@ -24,6 +24,9 @@ TRAINING_SENTENCES = 1_000_000  # 训练分词器最多抽取的行数
 SETTINGS_VERSION = 1  # 训练方法有变时加一，旧分词模型随之重训
 
 
+_CONTROL_CHARACTERS = frozenset(bytes([code]) for code in (*range(0x20), 0x7F) if code != 0x0A)
+
+
 class TokenizerError(ValueError):
     """分词模型损坏，或不是本仓库训练的分词模型。"""
 
@@ -73,8 +76,9 @@ class Tokenizer:
 
     @property
     def never_written(self) -> list[int]:
-        """生成时不许出现的词元：除 `</s>` 外的控制词元和未知词元。"""
-        return [self.unk_id, self.bos_id, self.title_id, self.singer_id, self.lyric_id]
+        """生成时不许出现的词元：除 `</s>` 外的控制词元、未知词元，和控制字符的字节。"""
+        control = [self.unk_id, self.bos_id, self.title_id, self.singer_id, self.lyric_id]
+        return control + [index for index, piece in enumerate(self.token_bytes) if piece in _CONTROL_CHARACTERS]
 
     def _bytes_of(self, index: int) -> bytes:
         if self._processor.is_control(index) or self._processor.is_unknown(index):

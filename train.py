@@ -53,11 +53,13 @@ def main(argv: Sequence[str]) -> int:
     with stop.installed():
         try:
             return train(config, processes, display, stop)
-        except torch.OutOfMemoryError:
-            raise UserError("显存不足：请减小 --micro_batch_size；已是 1 时减小 --max_seq_len 或模型") from None
-        except PeerError:
-            display.line("同一次训练的另一个进程先结束了（原因见它的消息），训练随之停下。")
+        except PeerError as error:
+            display.line(f"同一次训练的另一个进程先结束了（原因见它的消息），训练随之停下。{error}".rstrip())
             return 1
+        except (RuntimeError, MemoryError) as error:
+            if not runtime.is_out_of_memory(error):
+                raise
+            raise UserError("内存或显存不足：请减小 --micro_batch_size；已是 1 时减小 --max_seq_len 或模型") from None
         except KeyboardInterrupt:
             display.line("已中断；上次保存之后的进度没有保存。" if stop.graceful else "已中断；训练还没有开始。")
             return 128 + (stop.received or signal.SIGINT)
@@ -572,18 +574,8 @@ class Trainer:
             loss, problem = None, DONE
             try:
                 loss = self._accumulate(x, y)
-            except torch.OutOfMemoryError:
-                problem = OUT_OF_MEMORY
-                if not adapting or self.micro_batch_size == 1:
-                    raise
             except Exception as error:
-                if not (adapting and self.compiled and _from_compiler(error)):
-                    raise
-                problem = COMPILER_FAILED
-                if self.stop.received:  # 编译器多半是被同一个信号停下的，不能因此就不编译
-                    problem = ABANDONED
-                else:
-                    self.loss_function, self.compiled = self._without_compile(error), False
+                problem = self._problem_of(error, adapting)
             # 到了 except 之外再重来：异常还挂着那次前向的全部张量。
             if adapting:
                 problem = self.processes.largest(problem)
@@ -594,6 +586,17 @@ class Trainer:
                 raise Abandoned
             if problem == OUT_OF_MEMORY:
                 self._halve_micro_batch()
+
+    def _problem_of(self, error: Exception, adapting: bool) -> int:
+        """头几步里对付得了的错误；别的照常抛出。"""
+        if runtime.is_out_of_memory(error) and adapting and self.micro_batch_size > 1:
+            return OUT_OF_MEMORY
+        if not (adapting and self.compiled and _from_compiler(error)):
+            raise error
+        if self.stop.received:  # 编译器多半是被同一个信号停下的，不能因此就不编译
+            return ABANDONED
+        self.loss_function, self.compiled = self._without_compile(error), False
+        return COMPILER_FAILED
 
     def _halve_micro_batch(self) -> None:
         self.micro_batch_size = max(1, (self.micro_batch_size + 1) // 2)
@@ -743,7 +746,8 @@ class Trainer:
         }
         if not self._save(LATEST, contents) and ending:
             path = self.config.checkpoint_dir / LATEST
-            raise UserError(f"最后一次没能存下 {path}（原因见上）；上一次存的完好，腾出空间后再运行，就从它接着训练")
+            before = "上一次存的完好，" if path.exists() else ""
+            raise UserError(f"最后一次没能存下 {path}（原因见上）；{before}腾出空间后再运行，就从上一次存的接着训练")
 
     def _save(self, name: str, contents: dict[str, Any]) -> bool:
         """主进程存一个检查点；返回是否存好。别的进程不存，当作存好。"""
@@ -759,7 +763,8 @@ class Trainer:
             checkpoint.save(path, contents)
         except OSError as error:
             reason = "磁盘满了" if error.errno == errno.ENOSPC else error.strerror or error
-            self.display.line(f"没能存下 {path}：{reason}。已有的检查点完好，训练继续")
+            before = "已有的检查点完好，" if path.exists() else ""
+            self.display.line(f"没能存下 {path}：{reason}。{before}训练继续")
             return False
         return True
 

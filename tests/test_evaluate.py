@@ -18,6 +18,7 @@ import evaluate
 import lyrics
 import train
 from config import UserError
+from corpus.cleaning import CLEANING_VERSION
 from corpus.files import CorpusError
 from evaluate import Metric, estimate, mean, quantile, ratio, rhymes_kept, spread, table_of, whole_lines
 from lyrics import CopyIndex
@@ -336,3 +337,13 @@ def test_from_the_command_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("错误：找不到检查点")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_another_corpus_is_noticed_for_best_pt():
+    """best.pt 也记着语料：文件变了、只是清洗变了、早先没有记，各有说法。"""
+    now = {"files": "f", "cleaning": CLEANING_VERSION}
+    assert evaluate.corpus_difference(now, "f") == ""
+    assert "内容与检查点训练时的不同" in evaluate.corpus_difference(now, "g")
+    assert "清洗规则" in evaluate.corpus_difference({**now, "cleaning": 1}, "f")
+    assert evaluate.corpus_difference(None, "f") == ""
+    assert "清洗规则" in evaluate.corpus_difference("old", "f")

@@ -229,7 +229,7 @@ def test_max_tokens_is_the_exact_limit(model, limit):
 
 
 def test_songs_of_a_batch_equal_the_songs_alone(model, monkeypatch):
-    """一批里第 i 首等于单独用 seed + i 写的；先写完的离开批次，其余不受影响。"""
+    """一批里第 i 首等于单独用 song_seed(seed, i) 写的；先写完的离开批次，其余不受影响。"""
     sampling = Sampling(max_tokens=40, top_p=0.95, repetition_penalty=1.1, seed=11)
     batch_sizes = []
     original = generation.prefill
@@ -248,7 +248,7 @@ def test_songs_of_a_batch_equal_the_songs_alone(model, monkeypatch):
     assert len(set(steps)) >= 4  # 有几首先后离开
     assert len({len(song) for song in together}) >= 4
     for row in range(6):
-        alone = songs(soon, [1, 5], Sampling(**{**vars(sampling), "seed": 11 + row}))[0]
+        alone = songs(soon, [1, 5], Sampling(**{**vars(sampling), "seed": generation.song_seed(11, row)}))[0]
         assert together[row] == alone, row
 
 
@@ -297,7 +297,9 @@ def test_a_song_longer_than_the_context_goes_on(model, monkeypatch, num_samples)
     assert max(lengths) <= TINY.max_seq_len
     assert min(lengths[TINY.max_seq_len :]) >= TINY.max_seq_len // 2
     for row, song in enumerate(written):
-        assert song == songs(model, [1, 5, 9], Sampling(max_tokens=80, seed=1 + row), stop_id=-1)[0]
+        assert (
+            song == songs(model, [1, 5, 9], Sampling(max_tokens=80, seed=generation.song_seed(1, row)), stop_id=-1)[0]
+        )
 
 
 def test_after_the_context_is_full_the_latest_words_still_count(model):
@@ -453,3 +455,11 @@ def test_recorded_on_a_gpu(model):
     sampling = Sampling(max_tokens=60, seed=5)
     expected = songs(on_gpu, [1, 5], sampling, num_samples=4, stop_id=-1)
     assert songs(on_gpu, [1, 5], sampling, num_samples=4, stop_id=-1, cuda_graph=True) == expected
+
+
+def test_neighbouring_seeds_share_no_song():
+    """种子 7 的第二首不是种子 8 的第一首；第一首就是种子本身。"""
+    seeds = [generation.song_seed(seed, number) for seed in range(200) for number in range(20)]
+    assert len(set(seeds)) == len(seeds)
+    assert [generation.song_seed(seed, 0) for seed in (0, 7, 2**31 - 1)] == [0, 7, 2**31 - 1]
+    assert all(0 <= seed < 2**31 for seed in seeds)

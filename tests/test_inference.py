@@ -23,7 +23,9 @@ import inference
 import lyrics
 import tokenizer as tokenizer_module
 from config import UserError
+from generation import song_seed
 from inference import Conversation, Settings, Writer
+from lyrics import LyricsError
 from model import GPT, ModelConfig
 from runtime import DeviceError
 
@@ -69,9 +71,13 @@ def writer(trained) -> Writer:
     return inference.load_writer(trained, "cpu", "fp32")
 
 
+FIXES_LINES = ("lines", "acrostic", "structure")  # 定了行数，就不能再给 max_tokens
+
+
 def settings(**changes) -> Settings:
     values = {flag.name: flag.default for flag in inference.SONG_FLAGS}
-    return Settings(**{**values, "max_tokens": 40, "seed": 1, **changes})
+    fixed = any(changes.get(name) is not None for name in FIXES_LINES)
+    return Settings(**{**values, "max_tokens": None if fixed else 40, "seed": 1, **changes})
 
 
 @pytest.fixture
@@ -81,7 +87,7 @@ def write(trained, capsys):
     def call(*argv: str) -> tuple[str, str]:
         capsys.readouterr()
         flags = ["--checkpoint", str(trained), "--device", "cpu", "--dtype", "fp32"]
-        if "--max_tokens" not in argv:
+        if "--max_tokens" not in argv and not {f"--{name}" for name in FIXES_LINES} & set(argv):
             flags += ["--max_tokens", "40"]
         assert inference.main([*flags, *argv]) == 0
         return capsys.readouterr()
@@ -164,14 +170,14 @@ def test_a_character_written_in_bytes_is_shown_whole(writer, monkeypatch):
 
 
 def test_several_songs_are_separated_by_an_empty_line(write, writer):
-    """三首之间各空一行；第 i 首就是单独用 seed + i 写的那首。"""
+    """三首之间各空一行；第 i 首就是单独用 song_seed(seed, i) 写的那首。"""
     texts = [song.text for song in writer.write("我", settings(num_samples=3), 7, lambda _: None)]
     assert len(set(texts)) == 3
     out, err = write("--prompt", "我", "--seed", "7", "--num_samples", "3")
     assert out == "\n\n".join(texts) + "\n"
     assert "第 3 首" in err
     for number, text in enumerate(texts):
-        assert write("--prompt", "我", "--seed", str(7 + number), "--num_samples", "1")[0] == text + "\n"
+        assert write("--prompt", "我", "--seed", str(song_seed(7, number)), "--num_samples", "1")[0] == text + "\n"
 
 
 def test_temperature_zero_is_greedy(write):
@@ -198,9 +204,9 @@ def test_every_flag_reaches_the_sampling(write, monkeypatch):
 
 
 def test_defaults_are_those_promised():
-    """--max_tokens 200、--temperature 1.0、--top_p 0.9、checkpoints/best.pt。"""
+    """--max_tokens 200（不给时）、--temperature 1.0、--top_p 0.9、checkpoints/best.pt。"""
     defaults = {flag.name: flag.default for flag in inference.FLAGS}
-    assert (defaults["max_tokens"], defaults["temperature"], defaults["top_p"]) == (200, 1.0, 0.9)
+    assert (settings(max_tokens=None).budget, defaults["temperature"], defaults["top_p"]) == (200, 1.0, 0.9)
     assert defaults["checkpoint"] == Path("checkpoints/best.pt")
     assert defaults["dtype"] == defaults["device"] == "auto"
 
@@ -548,6 +554,8 @@ def talk(writer, capsys):
 
         def __call__(self, line: str) -> str:
             capsys.readouterr()
+            if line.startswith(tuple(f"/set {name}" for name in FIXES_LINES)):
+                self.conversation.settings.max_tokens = None
             self.conversation.answer(line)
             out, self.err = capsys.readouterr()
             return out
@@ -912,10 +920,10 @@ def test_a_form_without_a_prompt_writes_once(write, monkeypatch, flags):
 
 
 def test_songs_of_a_form_equal_the_songs_alone(write):
-    """几首守句式的歌：第 i 首就是单独用 seed + i 写的那首。"""
+    """几首守句式的歌：第 i 首就是单独用 song_seed(seed, i) 写的那首。"""
     flags = ("--prompt", "我", "--lines", "3", "--line_chars", "4", "--candidates", "2")
     out, err = write(*flags, "--seed", "7", "--num_samples", "3")
-    alone = [write(*flags, "--seed", str(7 + number))[0] for number in range(3)]
+    alone = [write(*flags, "--seed", str(song_seed(7, number)))[0] for number in range(3)]
     assert len(set(alone)) == 3
     assert out == "\n".join(alone)
     assert "第 3 首" in err
@@ -1233,3 +1241,117 @@ def test_set_rhyme_is_used(form_talk):
     assert {lyrics.rhyme_class(line) for line in sung_lines(form_talk("我在"))} == {"江阳"}
     form_talk("/set rhyme none")
     assert len({lyrics.rhyme_class(line) for line in sung_lines(form_talk("我在"))}) > 1
+
+
+# ---- 要求在每种写法里都守着 ----
+
+
+@pytest.mark.parametrize(
+    ("flags", "rows"),
+    [
+        ({"line_chars": "5", "lines": 4}, 8),
+        ({"line_chars": "4", "rhyme": "auto", "lines": 3}, 6),
+        ({"structure": "主歌2 副歌2", "line_chars": "6"}, 8),
+    ],
+)
+def test_more_keeps_every_demand(talk, flags, rows):
+    """/more 照同样的句式再写一遍：行长、韵都守着。"""
+    talk.conversation.settings = settings(**flags)
+    talk("我")
+    more = talk("/more")
+    text = talk.conversation.writer.songs[0].text
+    lines = lyrics.lines_of(text)
+    assert len(lines) == rows
+    assert more.strip()
+    assert {lyrics.sung_count(line) for line in lines} == {int(flags["line_chars"])}
+    if "rhyme" in flags:
+        assert len({lyrics.rhyme_class(line) for line in lines}) == 1
+
+
+def test_more_of_a_free_length_keeps_the_lines(talk):
+    """没有定行数、只定了每行的字数：接着写的行也是那么长。"""
+    talk.conversation.settings = settings(line_chars="5", max_tokens=30)
+    talk("我")
+    talk("/more")
+    lines = lyrics.lines_of(talk.conversation.writer.songs[0].text)
+    assert {lyrics.sung_count(line) for line in lines} == {5}
+
+
+def test_more_finishes_a_stopped_song_first(writer):
+    """写到一半停下的，先写满原来的行数。"""
+    asked = settings(lines=6, line_chars="4")
+    song = writer.start("", asked)[0]
+    song.text = "我在风里\n你在故乡"
+    writer.extend(song, asked, 1, lambda text: None)
+    assert [lyrics.sung_count(line) for line in lyrics.lines_of(song.text)] == [4] * 6
+
+
+@pytest.mark.parametrize("extra", [{"line_chars": "5"}, {"candidates": 2}])
+def test_min_tokens_holds_line_by_line(writer, extra):
+    """一行一行写时，写满 min_tokens 之前也不收尾。"""
+    for seed in range(5):
+        (song,) = writer.write("我", settings(**extra, min_tokens=60, max_tokens=90), seed, lambda text: None)
+        assert len(writer.tokenizer.encode(song.text)) >= 50
+
+
+@pytest.mark.parametrize("flags", [["--max_tokens", "50"], ["--min_tokens", "5"]])
+@pytest.mark.parametrize("form", [["--lines", "3"], ["--acrostic", "我在"], ["--structure", "主歌2"]])
+def test_two_lengths_are_refused(trained, form, flags):
+    """行数与词元数不能都定：一句话，不悄悄不管其中一个。"""
+    with pytest.raises(LyricsError, match="不能同时用"):
+        inference.main(["--checkpoint", str(trained), "--prompt", "我", *form, *flags])
+
+
+def test_control_characters_are_never_written(writer):
+    """控制字符的字节与控制词元一样，从不写出。"""
+    banned = {writer.tokenizer.token_bytes[index] for index in writer.tokenizer.never_written}
+    assert {bytes([code]) for code in range(32) if code != 10} <= banned
+    (song,) = writer.write("我", settings(temperature=50.0, top_p=1.0, max_tokens=400), 3, lambda text: None)
+    assert not [letter for letter in song.text if letter != "\n" and ord(letter) < 32]
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory", "MPS backend out of memory"],
+)
+def test_out_of_memory_keeps_the_song(talk, monkeypatch, message, trained):
+    """内存不足：命令行一句话；对话里说一句，歌还在。"""
+    talk("我在")
+    before = talk.conversation.writer.songs[0].text
+
+    def fails(*_, **__):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(generation, "generate", fails)
+    lines = iter(["/more"])
+    monkeypatch.setattr(inference, "_read_line", lambda prompt: next(lines))
+    with pytest.raises(StopIteration):
+        talk.conversation.run()
+    assert talk.conversation.writer.songs[0].text == before
+    with pytest.raises(UserError, match="内存"):
+        inference.main(["--checkpoint", str(trained), "--prompt", "我", "--device", "cpu"])
+
+
+@pytest.mark.parametrize("key", [EOFError, KeyboardInterrupt])
+def test_leaving_the_second_question(talk, monkeypatch, capsys, key):
+    """在 /rewrite 的提问处按 Ctrl-D 或 Ctrl-C：回到对话，歌没有动。"""
+    talk("我在风里\\n")
+    before = talk.conversation.writer.songs[0].text
+    answers = iter(["/rewrite 1", key, EOFError])
+
+    def read(prompt):
+        answer = next(answers)
+        if isinstance(answer, type):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(inference, "_read_line", read)
+    talk.conversation.run()
+    assert talk.conversation.writer.songs[0].text == before
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("temperature", "1e39"), ("repetition_penalty", "1e-38"), ("repetition_penalty", "1e30")]
+)
+def test_absurd_numbers_are_refused(fail, flag, value):
+    assert flag in fail("--prompt", "我", f"--{flag}", value)

@@ -290,3 +290,20 @@ def test_ignored_signals_stay_ignored():
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        ("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234\nmore", runtime.PeerError),
+        ("Broken pipe", runtime.PeerError),
+        ("NCCL error: unhandled cuda error, NCCL version 2.21\nncclUnhandledCudaError: ...", runtime.DeviceError),
+        ("Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 4000", runtime.DeviceError),
+    ],
+)
+def test_only_a_lost_connection_is_another_process(message, error):
+    """连接断了才是「另一个进程先结束了」；别的通信错误说出它的第一行。"""
+    with pytest.raises(error) as caught, runtime._expecting_peers():
+        raise RuntimeError(message)
+    assert message.partition("\n")[0] in str(caught.value)
+    assert "\n" not in str(caught.value)
