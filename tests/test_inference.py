@@ -1287,11 +1287,20 @@ def test_more_finishes_a_stopped_song_first(writer):
 
 
 @pytest.mark.parametrize("extra", [{"line_chars": "5"}, {"candidates": 2}])
-def test_min_tokens_holds_line_by_line(writer, extra):
-    """一行一行写时，写满 min_tokens 之前也不收尾。"""
-    for seed in range(5):
-        (song,) = writer.write("我", settings(**extra, min_tokens=60, max_tokens=90), seed, lambda text: None)
-        assert len(writer.tokenizer.encode(song.text)) >= 50
+def test_min_tokens_holds_line_by_line(trained, tokenizer, tmp_path, extra):
+    """一行一行写时，总想收尾的模型，写满 min_tokens 之前也不收尾。"""
+    contents = torch.load(trained, weights_only=True)
+    contents["model"]["embedding.weight"][tokenizer.eos_id, 0] = 9.0
+    checkpoint.save(tmp_path / "soon.pt", contents)
+    writer = inference.load_writer(tmp_path / "soon.pt", "cpu", "fp32")
+    lengths = {}
+    for least in (0, 60):
+        asked = settings(**extra, min_tokens=least, max_tokens=90)
+        songs = [writer.write("我", asked, seed, lambda text: None)[0] for seed in range(4)]
+        lengths[least] = [len(tokenizer.encode(song.text)) for song in songs]
+        assert all(song.ended for song in songs)
+    assert max(lengths[0]) < 30
+    assert min(lengths[60]) >= 55
 
 
 @pytest.mark.parametrize("flags", [["--max_tokens", "50"], ["--min_tokens", "5"]])

@@ -1,0 +1,175 @@
+"""README 与 --help 里每一条对歌的要求，在每一种写法里：守着，或者说一句不行；没有第三种。
+
+整张表：`python -m pytest tests/test_promises.py -k table -s`
+"""
+
+import contextlib
+import io
+import sys
+from collections.abc import Callable
+
+import pytest
+from test_inference import LINES, copied, copies, settings, tokenizer, trained, writer  # noqa: F401
+
+import inference
+import lyrics
+from config import UserError
+from inference import Conversation, Settings, Song, Writer
+from lyrics import LyricsError
+
+HOLDS, REFUSED = "守", "拒"
+START = "我在风里"
+FREE = {"max_tokens": 24}
+
+Check = Callable[[Writer, Settings, list[Song]], bool]
+
+
+def sung(song: Song) -> list[str]:
+    return lyrics.lines_of(song.text)
+
+
+def per_round(song: Song, count: int) -> bool:
+    """/more 之后是两遍。"""
+    return len(sung(song)) in (count, 2 * count)
+
+
+def tokens_written(model: Writer, asked: Settings, song: Song) -> int:
+    return len(song.tokens) - len(model.tokenizer.song(START, asked.title or "", asked.singer or ""))
+
+
+def rhymes(song: Song, scheme: str) -> bool:
+    """每四行里同字母同韵、不同字母不同韵。"""
+    classes = [lyrics.rhyme_class(line) for line in sung(song)]
+    letters = [scheme[place % len(scheme)] for place in range(len(classes))]
+    found = {letter: {kind for kind, own in zip(classes, letters, strict=True) if own == letter} for letter in letters}
+    return all(len(kinds) == 1 for kinds in found.values()) and len(set(map(frozenset, found.values()))) == len(found)
+
+
+def greedy(model: Writer, asked: Settings, songs: list[Song]) -> bool:
+    """与换了种子写的相同。"""
+    return len({song.text for song in songs}) == 1
+
+
+# 要求 → (设置, 怎样算守着)
+PROMISES: dict[str, tuple[dict, Check]] = {
+    "max_tokens": ({"max_tokens": 24}, lambda w, s, songs: all(tokens_written(w, s, song) <= 2 * 24 for song in songs)),
+    "min_tokens": (
+        {"min_tokens": 20, "max_tokens": 24},
+        lambda w, s, songs: all(tokens_written(w, s, song) >= 19 for song in songs),
+    ),
+    "min_tokens，逐行": (
+        {"min_tokens": 20, "max_tokens": 24, "line_chars": "4"},
+        lambda w, s, songs: all(len(w.tokenizer.encode(song.text)) >= 20 for song in songs),
+    ),
+    "temperature 0": ({"temperature": 0.0, **FREE}, greedy),
+    "top_k 1": ({"top_k": 1, **FREE}, greedy),
+    "lines": ({"lines": 4}, lambda w, s, songs: all(per_round(song, 4) for song in songs)),
+    "line_chars": (
+        {"line_chars": "5", **FREE},
+        lambda w, s, songs: all(lyrics.sung_count(line) == 5 for song in songs for line in sung(song)),
+    ),
+    "lines、line_chars": (
+        {"lines": 4, "line_chars": "5"},
+        lambda w, s, songs: all(lyrics.sung_count(line) == 5 for song in songs for line in sung(song)),
+    ),
+    "rhyme": (
+        {"lines": 4, "line_chars": "4", "rhyme": "auto"},
+        lambda w, s, songs: all(rhymes(song, "A") for song in songs),
+    ),
+    "rhyme_scheme": (
+        {"lines": 4, "line_chars": "4", "rhyme": "auto", "rhyme_scheme": "ABAB"},
+        lambda w, s, songs: all(rhymes(song, "ABAB") for song in songs),
+    ),
+    "acrostic": (
+        {"acrostic": "我你他", "line_chars": "4-5"},
+        lambda w, s, songs: all([line[0] for line in sung(song)][:3] == list("我你他") for song in songs),
+    ),
+    "structure": (
+        {"structure": "主歌2 副歌2", "line_chars": "4"},
+        lambda w, s, songs: all(per_round(song, 4) and "\n\n" in song.text for song in songs),
+    ),
+    "candidates": (
+        {"lines": 4, "line_chars": "4", "candidates": 4},
+        lambda w, s, songs: all(per_round(song, 4) for song in songs),
+    ),
+    "max_copy": (
+        {"max_copy": 1, **FREE},
+        lambda w, s, songs: all(copied(song.text[len(START) :]) <= 1 for song in songs),
+    ),
+    "max_copy、lines": (
+        {"max_copy": 1, "lines": 4, "line_chars": "4"},
+        lambda w, s, songs: all(copied("".join(sung(song)[1:])) <= 1 for song in songs),
+    ),
+    "title、singer": (
+        {"title": "月亮", "singer": "谁", **FREE},
+        lambda w, s, songs: all({w.tokenizer.title_id, w.tokenizer.singer_id} <= set(song.tokens) for song in songs),
+    ),
+    "lines 与 max_tokens": ({"lines": 4, "max_tokens": 24}, lambda w, s, songs: False),
+    "lines 与 min_tokens": ({"lines": 4, "min_tokens": 24}, lambda w, s, songs: False),
+}
+MODES = ("一首", "几首", "管道", "/more", "/again", "/lock", "/rewrite")
+
+
+def written(writer: Writer, asked: Settings, mode: str, monkeypatch) -> list[Song]:  # noqa: F811
+    """照一种写法写，返回歌。温度 0 的换一个种子再写一遍，放在后面。"""
+    if mode == "管道":
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{START}\n".encode())))
+        for prompt in inference._prompts_from_pipe():
+            inference.print_songs(writer, prompt, asked)
+        return list(writer.songs)
+    if mode in ("一首", "几首"):
+        if mode == "几首":
+            asked = inference.dataclasses.replace(asked, num_samples=3)
+        inference.print_songs(writer, START, asked)
+        return list(writer.songs)
+    talk = Conversation(writer, asked)
+    talk.answer(START)
+    if mode == "/lock":
+        talk.answer("/lock 1")
+        talk.answer("/again")
+    elif mode == "/rewrite":
+        monkeypatch.setattr(inference, "_read_line", lambda prompt: "1")
+        with contextlib.suppress(UserError):  # 没有写出别的：原来的还在
+            talk.answer("/rewrite 2")
+    else:
+        talk.answer(mode)
+    return list(writer.songs)
+
+
+@pytest.fixture
+def outcome(writer, copies, monkeypatch):  # noqa: F811
+    """outcome(要求, 写法) → 守、拒，或说明哪里没有守。"""
+    writer.open_copies(copies, True)
+
+    def call(promise: str, mode: str) -> str:
+        changes, holds = PROMISES[promise]
+        wanted = {"max_tokens": None, **changes}
+        texts = []
+        for seed in (1, 2) if holds is greedy else (1,):
+            asked = settings(**{**wanted, "seed": seed})
+            try:
+                with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                    texts += written(writer, asked, mode, monkeypatch)
+            except (LyricsError, UserError) as refused:
+                return REFUSED if 5 < len(str(refused)) < 200 else "没有说清"
+        return HOLDS if holds(writer, asked, texts) else f"没有守：{[song.text for song in texts]!r:.300}"
+
+    return call
+
+
+def test_table_of_promises(outcome):
+    """整张表只有「守」与「拒」。"""
+    table = {promise: [outcome(promise, mode) for mode in MODES] for promise in PROMISES}
+    print("\n| 要求 | " + " | ".join(MODES) + " |\n| --- |" + " --- |" * len(MODES))
+    for promise, row in table.items():
+        print(f"| {promise} | " + " | ".join(row) + " |")
+    third = {
+        (p, m): cell
+        for p, row in table.items()
+        for m, cell in zip(MODES, row, strict=True)
+        if cell not in (HOLDS, REFUSED)
+    }
+    assert third == {}
+    refused = {promise for promise, row in table.items() if REFUSED in row}
+    assert refused <= {"lines 与 max_tokens", "lines 与 min_tokens"}, refused
+    assert LINES
