@@ -6,7 +6,8 @@ from corpus.credit_lines import DECORATION, key_kind
 from corpus.credit_words import simpler
 
 _NOTICE = re.compile(
-    r"加[VvＶ]\W*[\w-]{5,}|全国接单|^\W*编辑\s*[:：].*歌词|lrc ?maker|thanks? to .{1,20} for (?:these|the) lyrics|"
+    r"^\W*歌词\s*[:：]\W*$|加[VvＶ]\W*[\w-]{5,}|全国接单|^\W*编辑\s*[:：].*歌词|lrc ?maker|"
+    r"thanks? to .{1,20} for (?:these|the) lyrics|"
     r"^\W*[此该本]版本为|^\W*(?:本|此)翻译由|"
     r"加入.{0,8}[Qq]?群\W*\d|公众号.{1,20}(?:下载|获取|领取|收听)|[订订]阅.{0,4}频道|^\W*二次创作\W|设为彩铃|"
     r"滚动歌词\s*[:：]|"
