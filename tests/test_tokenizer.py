@@ -182,8 +182,11 @@ def test_song_layout(bpe, title, singer):
 
 
 def test_never_written_leaves_only_the_end(bpe):
-    """生成时除 `</s>` 外的控制词元与未知词元都不许出现。"""
-    assert set(bpe.never_written) == (controls(bpe) - {bpe.eos_id}) | {bpe.unk_id}
+    """生成时除 `</s>` 外的控制词元、未知词元与控制字符的字节都不许出现。"""
+    bytes_of_controls = {bytes([code]) for code in (*range(32), 127)} - {b"\n"}
+    characters = {index for index, piece in enumerate(bpe.token_bytes) if piece in bytes_of_controls}
+    assert len(characters) == 32
+    assert set(bpe.never_written) == (controls(bpe) - {bpe.eos_id}) | {bpe.unk_id} | characters
     assert len(controls(bpe)) == 5
 
 
