@@ -266,6 +266,22 @@ def _mask(ids: Sequence[int], vocab_size: int, device: torch.device) -> Tensor:
     return mask
 
 
+def _seen(context: _Context, punishable: Tensor, rows: int) -> Tensor:
+    """(rows, V) bool，前文里出现过、要惩罚的词元。"""
+    seen = torch.zeros(rows, len(punishable), dtype=torch.bool, device=punishable.device)
+    return seen.scatter_(1, context.tokens, True) & punishable
+
+
+def _draw_again(
+    logits: Tensor, token: Tensor, chosen: list[int], uniform: Tensor, refused: frozenset[int], sampling: Sampling
+) -> None:
+    """抽到 refused 里的，遮住它们、用同一个随机数另抽；就地改 token 与 chosen。"""
+    for place in [place for place, choice in enumerate(chosen) if choice in refused]:
+        logits[place, list(refused)] = float("-inf")
+        token[place] = sample(logits[place : place + 1], uniform[place : place + 1], sampling)[0]
+        chosen[place] = int(token[place])
+
+
 @torch.inference_mode()
 def generate(
     model: GPT,
@@ -276,6 +292,7 @@ def generate(
     unpunished_ids: Sequence[int] = (),
     num_samples: int = 1,
     cuda_graph: bool | None = False,
+    refused_ids: Sequence[int] = (),
 ) -> Iterator[list[tuple[int, int]]]:
     """从同一段前文写 num_samples 首，逐步给出。
 
@@ -283,6 +300,7 @@ def generate(
         prompt: 前文词元，至少一个；超过 max_seq_len 时只看末尾一段。
         stop_id: 写到它就停（不给出它）。
         banned_ids: 不许出现的词元。
+        refused_ids: 抽到了就另抽的词元；没有抽到它们的歌，与不管它们时一字不差。
         unpunished_ids: 不受重复惩罚的词元（换行若受罚，行会越写越长）。
         cuda_graph: 在 CUDA 上把解码的一步录成图再重放；None 为自定。别的设备上不起作用。
 
@@ -300,19 +318,17 @@ def generate(
     banned = _mask(banned_ids, vocab_size, device)
     unfinished = _mask([*banned_ids, stop_id], vocab_size, device)  # 写满 min_tokens 之前禁用的
     punishable = ~_mask(unpunished_ids, vocab_size, device)
+    refused = frozenset(refused_ids)
     rows = list(range(num_samples))  # 还在写的是第几首
     context, logits = _begin(model, prompt, sampling.max_tokens, num_samples, cuda_graph)
-    seen = None
-    if sampling.repetition_penalty != 1.0:
-        seen = torch.zeros(num_samples, vocab_size, dtype=torch.bool, device=device)
-        seen.scatter_(1, context.tokens, True)
-        seen &= punishable
-
+    seen = _seen(context, punishable, num_samples) if sampling.repetition_penalty != 1.0 else None
     for step in range(sampling.max_tokens):
         uniform = torch.cat([torch.rand(1, generator=generators[row]) for row in rows]).to(device)
         forbidden = unfinished if step < sampling.min_tokens else banned
-        token = sample(adjust_logits(logits, seen, forbidden, sampling), uniform, sampling)  # (B,)
+        adjusted = adjust_logits(logits, seen, forbidden, sampling)
+        token = sample(adjusted, uniform, sampling)  # (B,)
         chosen = token.tolist()
+        _draw_again(adjusted, token, chosen, uniform, refused, sampling)
         going = [place for place, choice in enumerate(chosen) if choice != stop_id]
         if not going:
             return
@@ -374,7 +390,7 @@ class Composer:
     Args:
         prompt: 前文词元，至少一个。
         ends: 结束一行的词元：换行与 `</s>`。
-        banned_ids, unpunished_ids: 同 `generate`。
+        banned_ids, refused_ids, unpunished_ids: 同 `generate`。
         candidates: 每行起几稿。
     """
 
@@ -389,9 +405,11 @@ class Composer:
         banned_ids: Sequence[int] = (),
         unpunished_ids: Sequence[int] = (),
         candidates: int = 1,
+        refused_ids: Sequence[int] = (),
     ) -> None:
         self.sampling, self.ends, self.candidates = sampling, set(ends), candidates
         device, vocab_size = model.embedding.weight.device, model.config.vocab_size
+        self._refused = frozenset(refused_ids)
         self._banned = _mask(banned_ids, vocab_size, device)
         self._punishable = ~_mask(unpunished_ids, vocab_size, device)
         self._generator = torch.Generator().manual_seed(sampling.seed)
@@ -515,7 +533,9 @@ class Composer:
         for place, draft in enumerate(going):
             if not possible[place]:
                 chosen[place] = None
-            while chosen[place] is not None and draft.constraint.refuses(chosen[place]):
+            while chosen[place] is not None and (
+                chosen[place] in self._refused or draft.constraint.refuses(chosen[place])
+            ):
                 adjusted[place, chosen[place]] = float("-inf")
                 if adjusted[place].isneginf().all():
                     chosen[place] = None

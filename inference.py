@@ -368,6 +368,7 @@ class Writer:
             settings.sampling(seed),
             ends=[tokenizer.newline_id, tokenizer.eos_id],
             banned_ids=tokenizer.never_written,
+            refused_ids=tokenizer.control_characters,
             unpunished_ids=[tokenizer.newline_id],
             candidates=settings.candidates,
         )
@@ -503,6 +504,7 @@ class Writer:
             settings.sampling(seed),
             stop_id=self.tokenizer.eos_id,
             banned_ids=self.tokenizer.never_written,
+            refused_ids=self.tokenizer.control_characters,
             unpunished_ids=[self.tokenizer.newline_id],
             num_samples=len(songs),
             cuda_graph=self.cuda_graph,

@@ -6,6 +6,7 @@ control symbol，文字里写 `<lyric>` 只会得到普通字符，不会变成�
 """
 
 import codecs
+import functools
 import hashlib
 import io
 from collections import Counter
@@ -76,9 +77,13 @@ class Tokenizer:
 
     @property
     def never_written(self) -> list[int]:
-        """生成时不许出现的词元：除 `</s>` 外的控制词元、未知词元，和控制字符的字节。"""
-        control = [self.unk_id, self.bos_id, self.title_id, self.singer_id, self.lyric_id]
-        return control + [index for index, piece in enumerate(self.token_bytes) if piece in _CONTROL_CHARACTERS]
+        """生成时不许出现的词元：除 `</s>` 外的控制词元和未知词元。"""
+        return [self.unk_id, self.bos_id, self.title_id, self.singer_id, self.lyric_id]
+
+    @functools.cached_property
+    def control_characters(self) -> list[int]:
+        """控制字符的字节：抽到了就另抽一个。"""
+        return [index for index, piece in enumerate(self.token_bytes) if piece in _CONTROL_CHARACTERS]
 
     def _bytes_of(self, index: int) -> bytes:
         if self._processor.is_control(index) or self._processor.is_unknown(index):

@@ -463,3 +463,14 @@ def test_neighbouring_seeds_share_no_song():
     assert len(set(seeds)) == len(seeds)
     assert [generation.song_seed(seed, 0) for seed in (0, 7, 2**31 - 1)] == [0, 7, 2**31 - 1]
     assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_refused_words_are_drawn_again_and_nothing_else_changes(model):
+    """抽到了才另抽：歌里没有这些词元的，与不管它们时一样；有的，从那里起才不同。"""
+    for seed in range(12):
+        free = songs(model, [1, 5], Sampling(max_tokens=30, seed=seed), stop_id=-1)[0]
+        refused = set(free[10:12])
+        kept = songs(model, [1, 5], Sampling(max_tokens=30, seed=seed), stop_id=-1, refused_ids=sorted(refused))[0]
+        assert not refused & set(kept)
+        first = min(free.index(token) for token in refused)
+        assert kept[:first] == free[:first]
