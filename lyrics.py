@@ -199,6 +199,7 @@ class LineRule:
         return (MOST_TOKENS_PER_CHARACTER + 1) * self.most + 2
 
 
+SHOWN = 30  # 消息里最多引一行的这么多字
 ANY_LINE = LineRule(least=0, most=10**6, tidy=False)  # 没有句式：什么样的行都行
 
 
@@ -564,10 +565,10 @@ class SongPlan:
         for index, line in enumerate(self.lines + [self._start] * bool(self._start)):
             first = self.form.acrostic[index : index + 1]
             if not line.startswith(first):
-                raise LyricsError(f"开头的第 {index + 1} 行「{line}」不以藏头的「{first}」开始")
+                raise LyricsError(f"开头的第 {index + 1} 行「{line[:SHOWN]}」不以藏头的「{first}」开始")
         most = self.rule(len(whole)).most
         if self._start and sung_count(self._start) > most:
-            raise LyricsError(f"开头的最后一行「{self._start}」已超过这一行的 {most} 个字")
+            raise LyricsError(f"开头的最后一行「{self._start[:SHOWN]}」已超过这一行的 {most} 个字")
 
     def rule(self, index: int) -> LineRule:
         """第 index 行（从 0 起）的规矩。"""

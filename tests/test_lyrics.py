@@ -969,3 +969,12 @@ def test_hand_checked_endings_are_never_masked():
     for row in ENDINGS:
         last = [character for character in row["ending"] if character.isalnum()][-1]
         assert row["rhyme"] in possible_classes(last), row["ending"]
+
+
+@pytest.mark.parametrize("flags", [{"acrostic": "你他"}, {"lines": 2, "line_chars": "4"}])
+def test_messages_quote_only_the_start_of_a_long_line(words, flags):
+    """一万多字的开头与句式不合：消息只引它的前几个字。"""
+    form = make_form(flags.get("lines"), flags.get("line_chars"), "none", None, flags.get("acrostic", ""), None)
+    with pytest.raises(LyricsError) as caught:
+        SongPlan(form, words, lambda text: [], "我" * 12_000)
+    assert len(str(caught.value)) < 100
