@@ -115,13 +115,17 @@ class Flag(NamedTuple):
 
 
 def whole(minimum: int, maximum: int | None = None, optional: bool = False) -> Rule:
-    if maximum is None:
-        return Rule(int, lambda v: v >= minimum, f"不小于 {minimum} 的整数", optional)
+    if maximum is None:  # 再大的没有意义，检查点里也存不下
+        return Rule(int, lambda v: minimum <= v <= 10**9, f"不小于 {minimum}、不超过十亿的整数", optional)
     return Rule(int, lambda v: minimum <= v <= maximum, f"{minimum} 到 {maximum} 的整数", optional)
 
 
 def number(accepts: Callable[[float], bool], range_text: str) -> Rule:
     return Rule(float, accepts, range_text)
+
+
+def between(least: float, most: float) -> Rule:
+    return number(lambda v: least <= v <= most, f"{least:g} 到 {most:g} 的数")
 
 
 def one_of(*choices: str) -> Rule:
@@ -137,8 +141,7 @@ def path(optional: bool = False) -> Rule:
 
 
 BOOLEAN = Rule(bool, lambda v: True, "true 或 false")
-NOT_NEGATIVE = number(lambda v: 0 <= v < float("inf"), "不小于 0 的数")
-POSITIVE = number(lambda v: 0 < v < float("inf"), "大于 0 的数")
+RATE = number(lambda v: 0 < v <= 100, "大于 0、不超过 100 的数")
 
 RULES = {
     "PRESET": one_of("auto", *PRESETS),
@@ -148,22 +151,22 @@ RULES = {
     "BPE_MODEL_PREFIX": path(),
     "INSPECT": path(optional=True),
     "VAL_FRACTION": number(lambda v: 0 < v <= 0.5, "大于 0、不超过 0.5 的数"),
-    "N_LAYERS": whole(1),
-    "N_HEADS": whole(1),
-    "N_EMBED": whole(2),
-    "MAX_SEQ_LEN": whole(8),
+    "N_LAYERS": whole(1, 1000),
+    "N_HEADS": whole(1, 1000),
+    "N_EMBED": whole(2, 100_000),
+    "MAX_SEQ_LEN": whole(8, 2**20),
     "DROPOUT": number(lambda v: 0 <= v < 1, "0 到 1（不含 1）的数"),
     "TRAIN_ITERS": whole(1),
     "BATCH_SIZE": whole(1),
     "MICRO_BATCH_SIZE": whole(1, optional=True),
     "ACTIVATION_CHECKPOINTING": BOOLEAN,
     "OPTIMIZER": one_of("muon", "adamw"),
-    "LEARNING_RATE": POSITIVE,
-    "MUON_LEARNING_RATE": POSITIVE,
-    "MIN_LR": NOT_NEGATIVE,
+    "LEARNING_RATE": RATE,
+    "MUON_LEARNING_RATE": RATE,
+    "MIN_LR": between(0, 100),
     "WARMUP_ITERS": whole(0),
-    "WEIGHT_DECAY": NOT_NEGATIVE,
-    "GRAD_CLIP": NOT_NEGATIVE,
+    "WEIGHT_DECAY": between(0, 100),
+    "GRAD_CLIP": number(lambda v: 0 <= v <= 1e9, "不小于 0、不超过十亿的数"),
     "USE_AMP": BOOLEAN,
     "USE_COMPILE": BOOLEAN,
     "SEED": whole(0, 2**31 - 1),
@@ -181,6 +184,17 @@ RULES = {
     "USE_SWANLAB": BOOLEAN,
     "SWANLAB_PROJECT": text(),
 }
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """显存或内存不足：CUDA 有自己的类型，CPU、MPS 与新的加速器只在文字里说。"""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        words in text
+        for words in ("DefaultCPUAllocator", "out of memory", "can't allocate memory", "not enough memory")
+    )
 
 
 _BROKEN_TEXT = re.compile("[\ud800-\udfff]")  # 不是 UTF-8 的字节，Python 读成孤立的代理项
@@ -488,8 +502,12 @@ def run_script(
     except KeyboardInterrupt:
         print(file=sys.stderr)
         code = 130
-    except Exception:
-        traceback.print_exc()
-        code = 1
+    except Exception as error:
+        if is_out_of_memory(error):
+            print("错误：内存或显存不足：请减小批次、首数或模型", file=sys.stderr)
+            code = 2
+        else:
+            traceback.print_exc()
+            code = 1
     leave(code)
     sys.exit(code)

@@ -53,7 +53,7 @@ FLAGS = [
     ),
     Flag("songs", 100, configuration.whole(2, 100_000), "写几首"),
     Flag("seed", 0, configuration.whole(0, 2**30), "随机种子；第 i 首用 seed + i"),
-    Flag("temperature", SAMPLING.temperature, configuration.NOT_NEGATIVE, "温度"),
+    Flag("temperature", SAMPLING.temperature, configuration.between(0, 100), "温度"),
     Flag("top_p", SAMPLING.top_p, configuration.number(lambda v: 0 < v <= 1, "大于 0、不超过 1 的数"), "核抽样"),
     Flag("max_tokens", SAMPLING.max_tokens, configuration.whole(2), "一首最多写多少个词元；真人的歌也截在这里"),
     Flag("lines", 8, configuration.whole(1, 1000), "form：写几行"),
@@ -185,6 +185,7 @@ class Subject:
                 tokenizer.eos_id,
                 tokenizer.never_written,
                 num_samples=len(songs),
+                refused_ids=tokenizer.control_characters,
             ):
                 for row, token in step:
                     songs[row].append(token)
@@ -198,7 +199,15 @@ class Subject:
         tokenizer, sampling = self.tokenizer, self.sampling(number)
         ends = [tokenizer.newline_id, tokenizer.eos_id]
         prompt, banned = tokenizer.song(""), tokenizer.never_written
-        composer = generation.Composer(self.model, prompt, sampling, ends, banned, candidates=candidates)
+        composer = generation.Composer(
+            self.model,
+            prompt,
+            sampling,
+            ends,
+            banned,
+            candidates=candidates,
+            refused_ids=tokenizer.control_characters,
+        )
         plan = lyrics.SongPlan(form, self.vocabulary, tokenizer.encode, "", copies, max_copy)
         self.display.progress(f"写第 {number + 1} 首")
         try:

@@ -48,7 +48,7 @@ SONG_FLAGS = [
     Flag(
         "temperature",
         DEFAULTS.temperature,
-        configuration.number(lambda v: 0 <= v <= 100, "0 到 100 的数"),
+        configuration.between(0, 100),
         "温度：越高越出奇，0 为每步取最可能的",
     ),
     Flag(
@@ -61,7 +61,7 @@ SONG_FLAGS = [
     Flag(
         "repetition_penalty",
         DEFAULTS.repetition_penalty,
-        configuration.number(lambda v: 0.1 <= v <= 10, "0.1 到 10 的数"),
+        configuration.between(0.1, 10),
         "大于 1 时少重复已写过的词元（换行除外）",
     ),
     Flag("num_samples", 1, configuration.whole(1, 4096), "同时写几首"),
@@ -216,9 +216,8 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(flush=True)
         return 130
-        sys.stdout.flush()
     except RuntimeError as error:
-        if not runtime.is_out_of_memory(error):
+        if not configuration.is_out_of_memory(error):
             raise
         raise UserError("内存或显存不足：请减小 --num_samples，显卡上也可用 --device cpu") from None
     except BrokenPipeError:  # 读我们输出的程序先走了，例如 head
@@ -614,7 +613,7 @@ class Conversation:
             except EOFError:  # 在第二个提问处按了 Ctrl-D
                 _tell("\n（没有改动）")
             except RuntimeError as error:
-                if not runtime.is_out_of_memory(error):
+                if not configuration.is_out_of_memory(error):
                     raise
                 _tell("内存或显存不足，没有写完；这首歌还在，可减小 num_samples 再试")
             except (UserError, LyricsError) as error:

@@ -50,17 +50,6 @@ class DeviceError(ValueError):
     """设备名有误，或这台机器没有这个设备。"""
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """显存或内存不足：CUDA 有自己的类型，CPU、MPS 与新的加速器只在文字里说。"""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(
-        words in text
-        for words in ("DefaultCPUAllocator", "out of memory", "can't allocate memory", "not enough memory")
-    )
-
-
 class PeerError(RuntimeError):
     """同一次训练的另一个进程先结束了。"""
 

@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
             display.line(f"同一次训练的另一个进程先结束了（原因见它的消息），训练随之停下。{error}".rstrip())
             return 1
         except (RuntimeError, MemoryError) as error:
-            if not runtime.is_out_of_memory(error):
+            if not configuration.is_out_of_memory(error):
                 raise
             raise UserError("内存或显存不足：请减小 --micro_batch_size；已是 1 时减小 --max_seq_len 或模型") from None
         except KeyboardInterrupt:
@@ -589,7 +589,7 @@ class Trainer:
 
     def _problem_of(self, error: Exception, adapting: bool) -> int:
         """头几步里对付得了的错误；别的照常抛出。"""
-        if runtime.is_out_of_memory(error) and adapting and self.micro_batch_size > 1:
+        if configuration.is_out_of_memory(error) and adapting and self.micro_batch_size > 1:
             return OUT_OF_MEMORY
         if not (adapting and self.compiled and _from_compiler(error)):
             raise error
@@ -682,7 +682,14 @@ class Trainer:
         self.model.eval()
         prompt = self.tokenizer.song(config.generate_prompt)
         sampling = generation.Sampling(max_tokens=config.generate_tokens, seed=config.seed)
-        written = generation.generate(self.model, prompt, sampling, self.tokenizer.eos_id, self.tokenizer.never_written)
+        written = generation.generate(
+            self.model,
+            prompt,
+            sampling,
+            self.tokenizer.eos_id,
+            self.tokenizer.never_written,
+            refused_ids=self.tokenizer.control_characters,
+        )
         going_on = itertools.takewhile(lambda step: not self.stop.received, written)
         return config.generate_prompt + self.tokenizer.decode(token for step in going_on for _, token in step)
 

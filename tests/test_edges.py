@@ -189,7 +189,7 @@ def test_a_removed_checkpoint_folder_is_made_again(corpus, tmp_path, monkeypatch
     ],
 )
 def test_out_of_memory_of_every_kind(error, out):
-    assert runtime.is_out_of_memory(error) is out
+    assert config.is_out_of_memory(error) is out
 
 
 def test_cpu_out_of_memory_halves_the_micro_batch(run, monkeypatch):
