@@ -9,7 +9,6 @@
 
 import importlib.util
 import json
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,28 +16,30 @@ from typing import Any
 
 import sentencepiece
 
-import checkpoint
-import config as configuration
+import flags
 import generation
-import model as model_module
-from checkpoint import BEST, CheckpointError
-from config import Flag, UserError
-from gguf_file import write_gguf
-from model import GPT, WRITING_DTYPES
+from flags import Flag, constants
+from interchange.gguf_file import write_gguf
+from interchange.neox import neox_config, neox_state
+from model import GPT
+from terminal import UserError, run_script
 from tokenizer import CONTROL_SYMBOLS, Tokenizer
+from training import checkpoint
+from training.checkpoint import BEST, CheckpointError
+from writing.kernels import WRITING_DTYPES
 
 DESCRIPTION = "把检查点写成 transformers 的文件夹，或 llama.cpp 的 GGUF 文件。"
 FLAGS = [
-    Flag("checkpoint", Path(configuration.CHECKPOINT_DIR) / BEST, configuration.path(), "检查点"),
-    Flag("out", None, configuration.path(), "写到哪里：hf 是文件夹，gguf 是文件"),
-    Flag("format", "hf", configuration.one_of("hf", "gguf"), "hf：transformers 的文件夹；gguf：llama.cpp 的文件"),
+    Flag("checkpoint", Path(constants.CHECKPOINT_DIR) / BEST, flags.path(), "检查点"),
+    Flag("out", None, flags.path(), "写到哪里：hf 是文件夹，gguf 是文件"),
+    Flag("format", "hf", flags.one_of("hf", "gguf"), "hf：transformers 的文件夹；gguf：llama.cpp 的文件"),
     Flag(
         "dtype",
         None,
-        configuration.one_of("fp32", "bf16", "fp16", "q8_0"),
+        flags.one_of("fp32", "bf16", "fp16", "q8_0"),
         "权重的精度；hf 默认 fp32，gguf 默认 fp16；q8_0 只用于 gguf",
     ),
-    Flag("force", False, configuration.BOOLEAN, "换掉已有的文件或文件夹"),
+    Flag("force", False, flags.BOOLEAN, "换掉已有的文件或文件夹"),
 ]
 EXPORTED = "README.md config.json generation_config.json model.safetensors tokenizer.json tokenizer_config.json".split()
 PACKAGES = {"hf": ("transformers", "safetensors"), "gguf": ("gguf",)}
@@ -47,7 +48,7 @@ SAMPLE_TOKENS = 100
 
 
 def main(argv: Sequence[str]) -> int:
-    given = configuration.parse_flags(FLAGS, argv, "export.py", DESCRIPTION)
+    given = flags.parse_flags(FLAGS, argv, "export.py", DESCRIPTION)
     options = {flag.name: given.get(flag.name, flag.default) for flag in FLAGS}
     kind, out = options["format"], options["out"] and options["out"].resolve()
     dtype = options["dtype"] or {"hf": "fp32", "gguf": "fp16"}[kind]
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         refuse(kind, dtype, out, options["force"])
     except OSError as error:
         raise UserError(f"看不了 {out}：{error.strerror}") from None
-    root = Path.cwd() if "checkpoint" in given else configuration.REPOSITORY
+    root = Path.cwd() if "checkpoint" in given else flags.REPOSITORY
     path = root / options["checkpoint"]
     contents = checkpoint.load(path)
     model, tokenizer = checkpoint.restore(contents, path)
@@ -136,8 +137,8 @@ def write_hf(folder: Path, model: GPT, tokenizer: Tokenizer, contents: dict[str,
 
     logging.disable_progress_bar()
     special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-    neox = GPTNeoXForCausalLM(GPTNeoXConfig(**model_module.neox_config(model.config) | special))
-    neox.load_state_dict(model_module.neox_state(model), strict=False)
+    neox: Any = GPTNeoXForCausalLM(GPTNeoXConfig(**neox_config(model.config) | special))
+    neox.load_state_dict(neox_state(model), strict=False)
     neox.tie_weights()
     neox.generation_config = GenerationConfig(
         **special,
@@ -157,37 +158,28 @@ def write_hf(folder: Path, model: GPT, tokenizer: Tokenizer, contents: dict[str,
     rotary = {"rotary_pct": 1.0, "rotary_emb_base": model.config.rope_base}
     change_json(folder / "config.json", lambda entries: entries | rotary)
     change_json(folder / "tokenizer_config.json", with_old_names)
-    (folder / "model.safetensors").chmod(0o666 & ~current_umask())  # 否则别的用户读不了
+    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)  # 否则别的用户读不了
     (folder / "README.md").write_text(model_card(model, tokenizer, contents), encoding="utf-8")
 
 
 def hf_tokenizer(tokenizer: Tokenizer, max_length: int) -> Any:
     """同样切分的 `PreTrainedTokenizerFast`。
 
-    sentencepiece 的 BPE 每次合并分数最高的一对相邻词元，合并的结果在词表里就算一对；所以每个词元的
-    每种两分都是一条规则，按编号（即分数）排列。
+    sentencepiece 的 BPE 每次合并分数最高的一对相邻词元，合并的结果在词表里就算一对；所以每个词元的每种两分
+    都是一条规则，按编号（即分数）排列。
     """
     import tokenizers
     from tokenizers import AddedToken, decoders, models, normalizers, processors
     from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import generate_merges
 
     processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
     vocab = {processor.id_to_piece(index): index for index in range(tokenizer.vocab_size)}
     added = {tokenizer.newline_id: AddedToken("\n", normalized=False, special=False)}
     controls = [tokenizer.bos_id, tokenizer.eos_id, tokenizer.title_id, tokenizer.singer_id, tokenizer.lyric_id]
     added |= {index: AddedToken(processor.id_to_piece(index), normalized=False, special=True) for index in controls}
-    plain = [
-        piece
-        for piece, index in vocab.items()
-        if not (index in added or index == tokenizer.unk_id or processor.is_byte(index))
-    ]
-    known = set(plain)
-    merges = [
-        (piece[:cut], piece[cut:])
-        for piece in sorted(plain, key=vocab.get)
-        for cut in range(1, len(piece))
-        if piece[:cut] in known and piece[cut:] in known
-    ]
+    special = {*added, tokenizer.unk_id, *filter(processor.is_byte, vocab.values())}
+    merges = generate_merges({piece: index for piece, index in vocab.items() if index not in special}, None)
     unknown = processor.id_to_piece(tokenizer.unk_id)
     fast = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token=unknown, fuse_unk=False, byte_fallback=True))
     fast.normalizer = normalizers.Replace(" ", "\u2581")
@@ -223,12 +215,6 @@ def with_old_names(entries: dict[str, Any]) -> dict[str, Any]:
 def change_json(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     entries = change(json.loads(path.read_text(encoding="utf-8")))
     path.write_text(json.dumps(entries, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-
-
-def current_umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 USAGE = """## 用法
@@ -310,4 +296,4 @@ def sample_song(model: GPT, tokenizer: Tokenizer) -> str:
 
 
 if __name__ == "__main__":
-    configuration.run_script(main, UserError, CheckpointError)
+    run_script(main, UserError, CheckpointError)

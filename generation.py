@@ -1,19 +1,17 @@
 """logits → 词元：调整分布、抽样、逐个生成。
 
-一级一级往上：adjust_logits → sample → prefill → decode_one → generate；一行一行地写、每行守约束的是 Composer。
+一级一级往上：adjust_logits → sample → prefill、Step → Context → generate。
 """
 
 import hashlib
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from model import GPT, KVCache, StaticCache
+from model import GPT, KVCache
 
 LOWEST_TEMPERATURE = 1e-6  # 更低的温度会在 float32 里溢出；这么低已与贪心无异
 CANDIDATES = 512  # 排好一万个概率要 0.6 毫秒；top_p 多半只用到最前面这么多，不够时才全排
@@ -92,7 +90,7 @@ def sample(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
         top, index = logits.topk(min(sampling.top_k, vocab_size))
         return _draw(torch.softmax(top, dim=-1), index, uniform, sampling.top_p)
     probabilities = torch.softmax(logits, dim=-1)
-    chosen, enough = None, None
+    chosen = None
     if sampling.top_p < 1 and vocab_size > CANDIDATES:
         top, index = probabilities.topk(CANDIDATES)
         chosen = _draw(top, index, uniform, sampling.top_p)
@@ -117,82 +115,47 @@ def prefill(model: GPT, tokens: Tensor, cache: KVCache) -> Tensor:
     return model.logits(model.hidden(tokens, cache)[:, -1])
 
 
-def decode_one(model: GPT, token: Tensor, cache: KVCache) -> Tensor:
-    """接着一个词元。token: (B,) → logits (B, V)。"""
-    return prefill(model, token[:, None], cache)
-
-
-def _use_graph(device: torch.device, wanted: bool | None, tokens: int, songs: int) -> bool:
-    """要不要录 CUDA 图；wanted 为 None 时自定：录一次约合十来步，太短不值；批次大到一步的时间不在启动上时也不值。"""
-    return device.type == "cuda" and (tokens >= 32 and songs <= 64 if wanted is None else wanted)
-
-
-def _record(step: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
-    """把一步录成 CUDA 图：返回重放它的函数，与每次重放后结果所在的张量。"""
-    with torch.cuda.device(device):
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # 录之前先在旁边的流上走几步，让各个库备好工作区
-            for _ in range(3):
-                step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            result = step()
-    return graph.replay, result
-
-
-class _GraphStep:
-    """解码一步的 CUDA 图。GPU 上一步的两百多个内核各只有几微秒，时间花在逐个启动上；图只启动一次。
-
-    写完的歌留在批次里，结果不用：换了形状就要重录。
-    """
-
-    def __init__(self, model: GPT, cache: KVCache) -> None:
-        self.cache, self.static = cache, StaticCache(cache)
-        device, count = cache.entries.device, cache.entries.size(2)
-        self.rows = torch.arange(count, device=device)  # 还在写的
-        self.token = torch.zeros(count, 1, dtype=torch.int64, device=device)
-        self.replay, self.logits = _record(lambda: prefill(model, self.token, self.static), device)
+class Step(Protocol):
+    """解码的一步，写进它的 KV 缓存。"""
 
     def __call__(self, token: Tensor) -> Tensor:
-        """同 decode_one。"""
-        self.token[self.rows] = token[:, None]
-        self.static.position.fill_(self.cache.length)
-        self.replay()
-        self.cache.length += 1
-        return self.logits[self.rows]
+        """各行的新词元 (B,) → logits (B, V)。"""
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """之后只留批次中的这些行。"""
 
 
-def _graph_step(model: GPT, cache: KVCache) -> _GraphStep | None:
-    """录好的一步；录不成，或试一步与逐个启动内核的结果不符，说明原因并返回 None。"""
-    length = cache.length
-    token = torch.zeros(cache.entries.size(2), dtype=torch.int64, device=cache.entries.device)
-    expected = decode_one(model, token, cache).float()
-    cache.length = length  # 试写的不算，之后会盖掉
-    try:
-        graph = _GraphStep(model, cache)
-        found = graph(token).float()
-        if (found - expected).norm() <= 0.05 * expected.norm():
-            return graph
-        problem = "结果不符"
-    except RuntimeError as error:
-        problem = str(error)
-    finally:
-        cache.length = length
-    warnings.warn(f"用不了 CUDA 图，照旧逐个启动内核：{problem}", stacklevel=2)
-    return None
+class TorchStep:
+    """用模型自己的前向走一步。"""
+
+    def __init__(self, model: GPT, cache: KVCache) -> None:
+        self.model, self.cache = model, cache
+
+    def __call__(self, token: Tensor) -> Tensor:
+        return self.model.logits(self.model.hidden(token[:, None], self.cache)[:, 0])
+
+    def keep_rows(self, rows: Tensor) -> None:
+        self.cache.keep_rows(rows)
 
 
-class _Context:
-    """生成到目前为止的前文与它的 KV 缓存；缓存满时留下后一半，重新算起，歌可以一直写下去。"""
+MakeStep = Callable[[GPT, KVCache], Step]
 
-    def __init__(self, model: GPT, prompt: Sequence[int], budget: int) -> None:
-        self.model = model
+
+class Context:
+    """生成到目前为止的前文与它的 KV 缓存；缓存满时留下后一半，重新算起，歌可以一直写下去。
+
+    Args:
+        prompt: 前文词元；超过 max_seq_len 时只看末尾一段。
+        budget: 打算再写几个词元。
+        make_step: 备好一步解码；缓存换了就再备一次。
+    """
+
+    def __init__(self, model: GPT, prompt: Sequence[int], budget: int, make_step: MakeStep = TorchStep) -> None:
+        self.model, self.make_step = model, make_step
         self.limit = model.config.max_seq_len
         self.tokens = torch.tensor([list(prompt)], device=model.embedding.weight.device)  # (B, T)，先只有一行
         self.capacity = min(self.limit, len(prompt) + budget)
-        self.graph: _GraphStep | None = None
+        self.step: Step | None = None  # 用到时才备
 
     def start(self) -> Tensor:
         """提示词之后的 logits (1, V)。"""
@@ -203,11 +166,9 @@ class _Context:
         self.tokens = torch.cat((self.tokens, token[:, None]), dim=1)
         if self.cache.length == self.cache.capacity:
             return self._refill(max(1, self.limit // 2))
-        return decode_one(self.model, token, self.cache) if self.graph is None else self.graph(token)
-
-    def record(self) -> None:
-        """之后的每一步都重放 CUDA 图。"""
-        self.graph = _graph_step(self.model, self.cache) if self.cache.length < self.cache.capacity else None
+        if self.step is None:
+            self.step = self.make_step(self.model, self.cache)
+        return self.step(token)
 
     def extend(self, tokens: Sequence[int]) -> Tensor:
         """各行都接上同样的几个词元，返回 logits (B, V)。"""
@@ -218,10 +179,10 @@ class _Context:
         whole = self.tokens.size(1)
         return self._refill(whole if whole <= self.limit else max(1, self.limit // 2))
 
-    def branch(self, rows: int, budget: int) -> "_Context":
+    def branch(self, rows: int, budget: int) -> "Context":
         """同样的前文复制成几行，各自往下写；自己不变。"""
-        copy = object.__new__(_Context)
-        copy.model, copy.limit, copy.graph = self.model, self.limit, None
+        copy = object.__new__(Context)
+        copy.model, copy.limit, copy.make_step, copy.step = self.model, self.limit, self.make_step, None
         copy.tokens = self.tokens.expand(rows, -1)
         copy.capacity = min(self.limit, self.cache.length + budget)
         copy.cache = self.cache.copy(rows, copy.capacity)
@@ -229,45 +190,24 @@ class _Context:
 
     def keep_rows(self, rows: Tensor) -> None:
         self.tokens = self.tokens[rows]
-        if self.graph is not None:
-            rows = self.graph.rows = self.graph.rows[rows]
-            if 2 * len(rows) > self.cache.entries.size(2):
-                return  # 写完一半才缩小批次
-        self.cache.keep_rows(rows)
-        if self.graph is not None:
-            self.record()
+        (self.step or self.cache).keep_rows(rows)
 
     def _refill(self, length: int) -> Tensor:
         tokens = self.tokens[:, -length:]
-        self.cache = self.model.new_cache(tokens.size(0), max(length, self.capacity))
-        logits = prefill(self.model, tokens, self.cache)
-        if self.graph is not None:
-            self.record()
-        return logits
+        self.cache, self.step = self.model.new_cache(tokens.size(0), max(length, self.capacity)), None
+        return prefill(self.model, tokens, self.cache)
 
 
-def _begin(
-    model: GPT, prompt: Sequence[int], budget: int, rows: int, cuda_graph: bool | None
-) -> tuple[_Context, Tensor]:
-    """几首相同的前文只读一遍，再复制成 rows 行，要用 CUDA 图时录好。返回前文与 logits (rows, V)。"""
-    context = _Context(model, prompt, budget)
-    logits = context.start()
-    if rows > 1:
-        context, logits = context.branch(rows, budget), logits.expand(rows, -1)
-    if _use_graph(logits.device, cuda_graph, budget, rows):
-        context.record()
-    return context, logits
-
-
-def _mask(ids: Sequence[int], vocab_size: int, device: torch.device) -> Tensor:
+def token_mask(ids: Sequence[int], vocab_size: int, device: torch.device) -> Tensor:
     """(V,) bool，ids 处为真；不在词表里的不计。"""
     mask = torch.zeros(vocab_size, dtype=torch.bool, device=device)
     mask[[number for number in ids if 0 <= number < vocab_size]] = True
     return mask
 
 
-def _seen(context: _Context, punishable: Tensor, rows: int) -> Tensor:
-    """(rows, V) bool，前文里出现过、要惩罚的词元。"""
+def seen_tokens(context: Context, punishable: Tensor) -> Tensor:
+    """(B, V) bool，前文里出现过、要惩罚的词元。"""
+    rows = context.tokens.size(0)
     seen = torch.zeros(rows, len(punishable), dtype=torch.bool, device=punishable.device)
     return seen.scatter_(1, context.tokens, True) & punishable
 
@@ -291,37 +231,37 @@ def generate(
     banned_ids: Sequence[int] = (),
     unpunished_ids: Sequence[int] = (),
     num_samples: int = 1,
-    cuda_graph: bool | None = False,
     refused_ids: Sequence[int] = (),
+    make_step: MakeStep = TorchStep,
 ) -> Iterator[list[tuple[int, int]]]:
     """从同一段前文写 num_samples 首，逐步给出。
 
     Args:
-        prompt: 前文词元，至少一个；超过 max_seq_len 时只看末尾一段。
+        prompt: 前文词元，至少一个，否则 ValueError；超过 max_seq_len 时只看末尾一段。
         stop_id: 写到它就停（不给出它）。
         banned_ids: 不许出现的词元。
         refused_ids: 抽到了就另抽的词元；没有抽到它们的歌，与不管它们时一字不差。
         unpunished_ids: 不受重复惩罚的词元（换行若受罚，行会越写越长）。
-        cuda_graph: 在 CUDA 上把解码的一步录成图再重放；None 为自定。别的设备上不起作用。
+        make_step: 备好解码的一步：模型自己的前向，或更快的。
 
     Yields:
         每步一个列表 [(第几首, 词元), …]，只含还没写完的歌。
-
-    Raises:
-        ValueError: 前文为空。
     """
     if not prompt:
         raise ValueError("前文为空")
     device = model.embedding.weight.device
     vocab_size = model.config.vocab_size
     generators = [torch.Generator().manual_seed(song_seed(sampling.seed, row)) for row in range(num_samples)]
-    banned = _mask(banned_ids, vocab_size, device)
-    unfinished = _mask([*banned_ids, stop_id], vocab_size, device)  # 写满 min_tokens 之前禁用的
-    punishable = ~_mask(unpunished_ids, vocab_size, device)
+    banned = token_mask(banned_ids, vocab_size, device)
+    unfinished = token_mask([*banned_ids, stop_id], vocab_size, device)  # 写满 min_tokens 之前禁用的
+    punishable = ~token_mask(unpunished_ids, vocab_size, device)
     refused = frozenset(refused_ids)
     rows = list(range(num_samples))  # 还在写的是第几首
-    context, logits = _begin(model, prompt, sampling.max_tokens, num_samples, cuda_graph)
-    seen = _seen(context, punishable, num_samples) if sampling.repetition_penalty != 1.0 else None
+    context = Context(model, prompt, sampling.max_tokens, make_step)
+    logits = context.start()
+    if num_samples > 1:  # 几首相同的前文只读一遍
+        context, logits = context.branch(num_samples, sampling.max_tokens), logits.expand(num_samples, -1)
+    seen = seen_tokens(context, punishable) if sampling.repetition_penalty != 1.0 else None
     for step in range(sampling.max_tokens):
         uniform = torch.cat([torch.rand(1, generator=generators[row]) for row in rows]).to(device)
         forbidden = unfinished if step < sampling.min_tokens else banned
@@ -330,216 +270,14 @@ def generate(
         chosen = token.tolist()
         _draw_again(adjusted, token, chosen, uniform, refused, sampling)
         going = [place for place, choice in enumerate(chosen) if choice != stop_id]
-        if not going:
-            return
-        yield [(rows[place], chosen[place]) for place in going]
-        if step + 1 == sampling.max_tokens:
+        if going:
+            yield [(rows[place], chosen[place]) for place in going]
+        if not going or step + 1 == sampling.max_tokens:
             return
         if len(going) < len(rows):  # 写完的歌离开批次
-            kept = torch.tensor(going, device=device)
-            token, rows = token[kept], [rows[place] for place in going]
+            rows, kept = [rows[place] for place in going], torch.tensor(going, device=device)
             context.keep_rows(kept)
-            seen = seen[kept] if seen is not None else None
+            token, seen = token[kept], seen[kept] if seen is not None else None
         if seen is not None:
             seen.scatter_(1, token[:, None], punishable[token][:, None])
         logits = context.append(token)
-
-
-# ---------------------------------------------------------------------------
-# 守着约束，一行一行地写
-# ---------------------------------------------------------------------------
-
-
-class Constraint(Protocol):
-    """一行要守的约束，随写随变。"""
-
-    def forbidden(self) -> np.ndarray:
-        """(V,) bool，接下来不许出现的词元。"""
-
-    def refuses(self, token: int) -> bool:
-        """抽到 token 时再细看一遍：不许则重抽，等于也把它遮住再归一。"""
-
-    def push(self, token: int) -> None:
-        """写下了 token。"""
-
-
-@dataclass
-class Draft:
-    """一行的一稿。
-
-    Attributes:
-        tokens: 词元，写完的以换行或 `</s>` 结尾。
-        log_probability: 不加约束与抽样设置时，模型给这些词元的对数概率（自然对数）之和。
-        whole: 是否写完；False 表示半途无字可用，或太长。
-    """
-
-    constraint: Constraint
-    tokens: list[int] = field(default_factory=list)
-    log_probability: float = 0.0
-    whole: bool = False
-
-    @property
-    def likelihood(self) -> float:
-        """每个词元的平均对数概率。"""
-        return self.log_probability / max(1, len(self.tokens))
-
-
-class Composer:
-    """一行一行地写一首歌：每行同时起几稿，每稿守着约束，取模型自己最看好的一稿。
-
-    Args:
-        prompt: 前文词元，至少一个。
-        ends: 结束一行的词元：换行与 `</s>`。
-        banned_ids, refused_ids, unpunished_ids: 同 `generate`。
-        candidates: 每行起几稿。
-    """
-
-    ATTEMPTS = 8  # 一行没有一稿可用时，最多重写几遍
-
-    def __init__(
-        self,
-        model: GPT,
-        prompt: Sequence[int],
-        sampling: Sampling,
-        ends: Sequence[int],
-        banned_ids: Sequence[int] = (),
-        unpunished_ids: Sequence[int] = (),
-        candidates: int = 1,
-        refused_ids: Sequence[int] = (),
-    ) -> None:
-        self.sampling, self.ends, self.candidates = sampling, set(ends), candidates
-        device, vocab_size = model.embedding.weight.device, model.config.vocab_size
-        self._refused = frozenset(refused_ids)
-        self._banned = _mask(banned_ids, vocab_size, device)
-        self._punishable = ~_mask(unpunished_ids, vocab_size, device)
-        self._generator = torch.Generator().manual_seed(sampling.seed)
-        with torch.inference_mode():
-            self._context = _Context(model, prompt, model.config.max_seq_len)
-            self._logits = self._context.start()  # (1, V)
-
-    @torch.inference_mode()
-    def feed(self, tokens: Sequence[int]) -> None:
-        """接上现成的词元。"""
-        if tokens:
-            self._logits = self._context.extend(tokens)
-
-    def line(
-        self,
-        constraint: Callable[[], Constraint],
-        longest: int,
-        unwanted: Callable[[Draft], bool] = lambda draft: False,
-        following: Sequence[int] = (),
-        may_cut: bool = False,
-    ) -> Draft | None:
-        """写一行并接在前文之后。
-
-        Args:
-            constraint: 每稿取一个新的约束。
-            longest: 一稿最多几个词元。
-            unwanted: 几稿之中尽量不取的，例如重复前面的行。
-            following: 已定的下一行；取的一稿要与它相接。
-            may_cut: 写满 longest 个词元而没有写完的也算。
-
-        Returns:
-            选中的一稿；重写几遍也写不出来时 None。
-        """
-        fallback = None
-        for _ in range(self.ATTEMPTS):
-            drafts, branch = self._drafts(constraint, self.candidates, longest)
-            drafts = [draft for draft in drafts if draft.whole or (may_cut and len(draft.tokens) == longest)]
-            if drafts and self.candidates == 1:
-                self._context = branch  # 只有一稿：它的缓存就是前文的缓存
-                self.feed(drafts[0].tokens[-1:])
-                return drafts[0]
-            wanted = [draft for draft in drafts if not unwanted(draft)]
-            if wanted:
-                fallback = self._best(wanted, following)
-                break
-            fallback = fallback or (self._best(drafts, following) if drafts else None)
-        if fallback is not None:
-            self.feed(fallback.tokens)
-        return fallback
-
-    def _best(self, drafts: Sequence[Draft], following: Sequence[int]) -> Draft:
-        if not following:
-            return max(drafts, key=lambda draft: draft.likelihood)
-        scores = self.score([[*draft.tokens, *following] for draft in drafts])
-        means = [score / len([*draft.tokens, *following]) for score, draft in zip(scores, drafts, strict=True)]
-        return drafts[max(range(len(drafts)), key=means.__getitem__)]
-
-    def drafts(self, constraint: Callable[[], Constraint], count: int, longest: int) -> list[Draft]:
-        """起 count 稿，不接到前文上；写完的才给出。"""
-        return [draft for draft in self._drafts(constraint, count, longest)[0] if draft.whole]
-
-    @torch.inference_mode()
-    def score(self, continuations: Sequence[Sequence[int]]) -> list[float]:
-        """每种接法（至少一个词元）在前文之后的对数概率之和；上下文装不下时，前文只留末尾一段，接法只算开头一段。"""
-        limit = self._context.limit
-        continuations = [row[: max(1, limit // 2)] for row in continuations]
-        length = max(map(len, continuations))
-        rows = torch.tensor([[*row, *[0] * (length - len(row))] for row in continuations])  # 右边的补零不影响左边
-        rows = rows.to(self._logits.device)
-        base, logits = self._context, self._logits
-        if base.cache.length + length - 1 > limit:
-            base = _Context(base.model, base.tokens[0, length - 1 - limit :].tolist(), 0)
-            logits = base.start()
-        context = base.branch(len(rows), length)
-        hidden = context.model.hidden(rows[:, :-1], context.cache) if length > 1 else None
-        logits = logits.expand(len(rows), -1)[:, None]  # (B, 1, V)
-        if hidden is not None:
-            logits = torch.cat((logits, context.model.logits(hidden)), dim=1)  # (B, T, V)
-        found = torch.log_softmax(logits.float(), dim=-1).gather(-1, rows[..., None]).squeeze(-1)
-        return [found[place, : len(row)].sum().item() for place, row in enumerate(continuations)]
-
-    @torch.inference_mode()
-    def _drafts(self, constraint: Callable[[], Constraint], count: int, longest: int) -> tuple[list[Draft], _Context]:
-        drafts = [Draft(constraint()) for _ in range(count)]
-        going = list(drafts)  # 还在写的，与批次的行一一对应
-        room = longest if count > 1 else self._context.limit  # 只有一稿时，它的缓存会接着用下去
-        context = self._context.branch(count, room)
-        logits = self._logits.expand(count, -1)
-        while True:
-            chosen = self._draw(logits, context, going)
-            likelihoods = torch.log_softmax(logits.float(), dim=-1)
-            kept, tokens = [], []
-            for place, (draft, token) in enumerate(zip(going, chosen, strict=True)):
-                if token is None:
-                    continue
-                draft.constraint.push(token)
-                draft.tokens.append(token)
-                draft.log_probability += likelihoods[place, token].item()
-                draft.whole = token in self.ends
-                if not draft.whole and len(draft.tokens) < longest:
-                    kept.append(place)
-                    tokens.append(token)
-            if not kept:
-                return drafts, context
-            if len(kept) < len(going):
-                context.keep_rows(torch.tensor(kept, device=logits.device))
-                going = [going[place] for place in kept]
-            logits = context.append(torch.tensor(tokens, device=logits.device))
-
-    def _draw(self, logits: Tensor, context: _Context, going: Sequence[Draft]) -> list[int | None]:
-        """每稿抽一个词元；无字可用时是 None。"""
-        forbidden = torch.from_numpy(np.stack([draft.constraint.forbidden() for draft in going]))
-        forbidden = forbidden.to(logits.device) | self._banned
-        seen = None
-        if self.sampling.repetition_penalty != 1.0:
-            seen = torch.zeros_like(forbidden).scatter_(1, context.tokens, True) & self._punishable
-        adjusted = adjust_logits(logits, seen, forbidden, self.sampling)
-        possible = (~forbidden).any(dim=1).tolist()
-        uniform = torch.rand(len(going), generator=self._generator).to(logits.device)
-        chosen: list[int | None] = sample(adjusted.nan_to_num(neginf=-1e30), uniform, self.sampling).tolist()
-        for place, draft in enumerate(going):
-            if not possible[place]:
-                chosen[place] = None
-            while chosen[place] is not None and (
-                chosen[place] in self._refused or draft.constraint.refuses(chosen[place])
-            ):
-                adjusted[place, chosen[place]] = float("-inf")
-                if adjusted[place].isneginf().all():
-                    chosen[place] = None
-                else:
-                    again = torch.rand(1, generator=self._generator).to(logits.device)
-                    chosen[place] = int(sample(adjusted[place : place + 1], again, self.sampling))
-        return chosen

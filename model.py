@@ -5,9 +5,8 @@
 """
 
 import math
-import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -56,9 +55,6 @@ class ModelConfig:
     @property
     def head_dim(self) -> int:
         return self.n_embed // self.n_heads
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class KVCache:
@@ -115,34 +111,6 @@ class KVCache:
     def _hold(self, entries: Tensor) -> None:
         self.entries = entries  # (L, 2, B, H, capacity, D)
         self.layers = [layer.unbind() for layer in entries]
-
-
-class StaticCache(KVCache):
-    """另一个 KV 缓存的固定形状：位置是设备上的张量，每次接一个词元，看遍整个容量而遮住后面。
-
-    每步的形状与地址都不变，所以可以录成 CUDA 图。写入哪里由 `position` 定，不由 `length`。
-    """
-
-    def __init__(self, cache: KVCache) -> None:
-        self.__dict__.update(cache.__dict__)  # 同一块内存
-        self.entries[:, :, :, :, self.length :] = 0  # 遮住的也要乘以零，不能是 nan
-        self.places = torch.arange(self.capacity, device=self.entries.device)
-        self.position = self.places[self.length : self.length + 1].clone()  # (1,)
-
-    def angles(self, count: int) -> tuple[Tensor, Tensor]:
-        cos, sin = self.rope
-        return cos.index_select(0, self.position), sin.index_select(0, self.position)
-
-    def mask(self, count: int) -> Tensor:
-        hidden = (self.places > self.position).view(1, 1, 1, -1)
-        return torch.zeros(hidden.shape, dtype=self.entries.dtype, device=hidden.device).masked_fill(hidden, -math.inf)
-
-    def advance(self, count: int) -> None:
-        pass
-
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values = self.layers[layer]
-        return keys.index_copy_(2, self.position, k), values.index_copy_(2, self.position, v)
 
 
 def rope_cos_sin(start: int, length: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -221,17 +189,16 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        # from_pretrained：不必先随机填一遍。在 meta 设备上抽正态随机数要载入八百个模块，一秒
+        # from_pretrained：不在这里填随机数，由 _initialise 一起填
         self.embedding = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.n_embed), freeze=False)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.blocks: Sequence[Block] = nn.ModuleList(Block(config) for _ in range(config.n_layers))  # type: ignore[assignment]
         self.norm = nn.LayerNorm(config.n_embed, eps=config.layer_norm_eps)
-        self.head: WritingLinear | None = None  # 只在写歌时有：排布过的输出层
+        self.head: Callable[[Tensor], Tensor] | None = None  # 写歌时可换成更快的输出层
         # 不是缓冲区：不占检查点，也不随模型转成半精度。放在编译之外，否则每一层都重算一遍正弦。
         self.rope = rope_cos_sin(0, config.max_seq_len, config.head_dim, config.rope_base, torch.device("cpu"))
         self.activation_checkpointing = False  # 训练时不留各层的中间结果，反传时重算
-        if not self.embedding.weight.is_meta:
-            self._initialise()
+        self._initialise()
 
     def _initialise(self) -> None:
         """GPT-2 的初始化：N(0, 0.02)，汇入残差的投影再除以 sqrt(2L)（Radford 等 2019，2.3 节）。"""
@@ -245,7 +212,7 @@ class GPT(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any) -> "GPT":
         super()._apply(fn, *args)
-        self.rope = tuple(table.to(self.embedding.weight.device) for table in self.rope)
+        self.rope = self.rope[0].to(self.embedding.weight.device), self.rope[1].to(self.embedding.weight.device)
         return self
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
@@ -271,10 +238,7 @@ class GPT(nn.Module):
         return self.norm(x)
 
     def _hidden_after(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """接在 cache 之后的隐藏状态，不丢弃。与各模块的 forward 是同一个网络，平铺开写：
-
-        一个词元只有几毫秒，模块的层层调用要占其中一成多。
-        """
+        """接在 cache 之后的隐藏状态，不丢弃。同一个网络平铺开写：一个词元才几毫秒，层层调用要占一成多。"""
         (B, T), past = tokens.shape, cache.length
         if past + T > cache.capacity:
             raise ValueError(f"KV 缓存容量 {cache.capacity}，装不下 {past + T} 个词元")
@@ -307,10 +271,7 @@ class GPT(nn.Module):
         return self.logits(self.hidden(tokens, cache))
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """全部目标的交叉熵之和（nat）；目标为 -1 的位置不计。tokens、targets: (B, T) int64。
-
-        求和而不是平均：各微批次直接相加就是整批。
-        """
+        """全部目标的交叉熵之和（nat），各微批次相加就是整批；目标为 -1 的不计。tokens、targets: (B, T) int64。"""
         hidden, targets = self.hidden(tokens).flatten(0, 1), targets.flatten()  # (B·T, C)、(B·T,)
         rows = max(1, MOST_LOGITS // self.config.vocab_size)
         if len(targets) <= rows:
@@ -337,209 +298,3 @@ class GPT(nn.Module):
         """
         c = self.config
         return 6 * sum(self.parameter_counts()) + 12 * c.n_layers * c.n_embed * c.max_seq_len
-
-
-# ---------------------------------------------------------------------------
-# 与 transformers 的 GPT-NeoX 等价：顺序残差、全维 RoPE、精确的 GELU、共用输出层
-# ---------------------------------------------------------------------------
-
-
-def neox_config(config: ModelConfig) -> dict[str, Any]:
-    """同样结构的 `transformers.GPTNeoXConfig` 的参数。"""
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.n_embed,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "intermediate_size": 4 * config.n_embed,
-        "hidden_act": "gelu",
-        "rotary_pct": 1.0,
-        "rotary_emb_base": config.rope_base,
-        "max_position_embeddings": config.max_seq_len,
-        "layer_norm_eps": config.layer_norm_eps,
-        "tie_word_embeddings": True,
-        "use_parallel_residual": False,
-        "attention_bias": True,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-
-
-def neox_state(model: GPT) -> dict[str, Tensor]:
-    """GPT-NeoX 的权重名与排列：那里每个头各含 [q|k|v]，我们是 [q|k|v] 各含全部的头。"""
-    c = model.config
-
-    def by_head(qkv: Tensor) -> Tensor:
-        parts = qkv.view(3, c.n_heads, c.head_dim, *qkv.shape[1:])
-        return parts.transpose(0, 1).reshape(qkv.shape)
-
-    state = {"gpt_neox.embed_in.weight": model.embedding.weight, "embed_out.weight": model.embedding.weight}
-    for kind in ("weight", "bias"):
-        state[f"gpt_neox.final_layer_norm.{kind}"] = getattr(model.norm, kind)
-        for number, block in enumerate(model.blocks):
-            layer = {
-                "input_layernorm": getattr(block.norm_1, kind),
-                "post_attention_layernorm": getattr(block.norm_2, kind),
-                "attention.query_key_value": by_head(getattr(block.attention.qkv, kind)),
-                "attention.dense": getattr(block.attention.proj, kind),
-                "mlp.dense_h_to_4h": getattr(block.feed_forward.fc, kind),
-                "mlp.dense_4h_to_h": getattr(block.feed_forward.proj, kind),
-            }
-            state.update({f"gpt_neox.layers.{number}.{name}.{kind}": value for name, value in layer.items()})
-    return {name: value.detach().clone() for name, value in state.items()}
-
-
-# ---------------------------------------------------------------------------
-# 写歌：逐个词元解码时，时间几乎全花在把权重从内存读一遍上
-# ---------------------------------------------------------------------------
-
-WRITING_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
-Multiply = Callable[[Tensor], Tensor]  # (…, 输入) → (…, 输出)
-
-
-class WritingLinear:
-    """只用于写歌的线性层，在 CPU 上：权重换一种排布或精度，一行输入时少等内存。
-
-    - 多行：算力要紧，用 oneDNN 的矩阵乘，权重预先排布；fp16 时用 float32 算，许多 CPU 没有 fp16 的矩阵乘。
-    - 一行，fp32：`F.linear` 只用一个线程读权重；按输出分成几块成批地乘，每个线程读一块。
-    - 一行，bf16、fp16：权重放进 fp16（bf16 的权重 fp16 也装得下，误差不过 2⁻²⁵），它的一行的核比 bf16 的快一倍。
-    - int8：权重逐输出通道、激活逐行量化（同 torchao 的 int8_dynamic_activation_int8_weight），用 FBGEMM 相乘；
-      一行时由它自己量化，快三成，激活的量化不对称。
-
-    全项目只有这里的几个核用 torch 的内部算子；每个都先试算，报错或与 `F.linear` 不符就不用它。
-
-    Args:
-        weight: (输出, 输入)，float32；不改动它。
-        bias: (输出,) 或 None。
-        dtype: `WRITING_DTYPES` 的一个名称。
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: str) -> None:
-        weight = weight.detach()
-        bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
-        kind = torch.bfloat16 if dtype == "bf16" else torch.float32  # 多行时用它算
-        if dtype == "int8":
-            scale = (weight.abs().amax(dim=1) / 127).clamp_min(1e-12)  # (输出,)
-            quantised = (weight / scale[:, None]).round().to(torch.int8)
-            weight = quantised * scale[:, None]
-            packed = _fbgemm_packed(quantised, scale)
-            one, many = (_int8_one_row, packed), (_int8_rows, packed)
-        else:
-            weight = weight.to(WRITING_DTYPES[dtype]).float()
-            one = _blocks if dtype == "fp32" else _fp16, weight
-            many = _onednn_packed, weight.to(kind)
-        self.many = _working(many, weight, bias)
-        self.special = self.many is not None  # 这个 torch 有更快的核
-        if self.many is None:
-            self.many = _plain(weight.to(kind), bias)
-        self.one = _working(one, weight, bias) or self.many
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: (…, 输入) → (…, 输出)，类型是所用的核的。"""
-        return (self.one if x.numel() == x.size(-1) else self.many)(x)
-
-
-def _working(kernel: tuple, weight: Tensor, bias: Tensor) -> Multiply | None:
-    """备好一个核，试算两行，与 F.linear 比较；用不了就是 None。"""
-    make, *prepared = kernel
-    rows = torch.linspace(-1, 1, 2 * weight.size(1)).view(2, -1)
-    try:
-        multiply = make(*prepared, bias)
-        found = torch.cat([multiply(row) for row in rows.split(1)])
-    except (AttributeError, NotImplementedError, RuntimeError):
-        return None
-    expected = F.linear(rows, weight, bias)
-    return multiply if (found - expected).norm() <= 0.02 * expected.norm() + 1e-6 else None
-
-
-def _plain(weight: Tensor, bias: Tensor) -> Multiply:
-    bias = bias.to(weight.dtype)
-    return lambda x: F.linear(x.to(weight.dtype), weight, bias)
-
-
-def _fp16(weight: Tensor, bias: Tensor) -> Multiply:
-    weight, bias = weight.half(), bias.half()
-    return lambda x: torch.addmv(bias, weight, x.reshape(-1).half()).view(*x.shape[:-1], -1)
-
-
-def _blocks(weight: Tensor, bias: Tensor) -> Multiply:
-    threads, (outputs, inputs) = torch.get_num_threads(), weight.shape
-    blocks = next((n for n in range(threads, 8 * threads) if outputs % n == 0), None)
-    if blocks is None or not torch.backends.mkl.is_available():
-        raise NotImplementedError
-    weight = weight.view(blocks, -1, inputs)
-
-    def multiply(x: Tensor) -> Tensor:  # 写成 baddbmm，或 x 的步长不同，都慢四倍：走的不是 MKL 的同一个核
-        products = torch.bmm(weight, x.reshape(1, 1, inputs).expand(blocks, 1, -1).transpose(1, 2))
-        return (products.view(outputs) + bias).view(*x.shape[:-1], outputs)
-
-    return multiply
-
-
-def _onednn_packed(weight: Tensor, bias: Tensor) -> Multiply:
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 32)  # 按 32 行排布的核，多几行少几行也快
-    bias = bias.to(weight.dtype)
-    multiply = torch.ops.mkldnn._linear_pointwise.default
-    return lambda x: multiply(x.to(bias.dtype), packed, bias, "none", [], "")
-
-
-def _fbgemm_packed(quantised: Tensor, scale: Tensor) -> Any:
-    """FBGEMM 排布过的 int8 权重；这个 torch 或 CPU 没有时为 None。"""
-    zeros = torch.zeros(len(scale), dtype=torch.int64)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # 量化张量将移出 torch；没有的那天返回 None
-            weight = torch._make_per_channel_quantized_tensor(quantised, scale.double(), zeros, 0)
-        return torch.ops.quantized.linear_prepack(weight, None)
-    except (AttributeError, NotImplementedError, RuntimeError):
-        return None
-
-
-def _eight_bits() -> bool:
-    """激活能不能用满 8 位；没有 VNNI 的 CPU 上两个乘积之和会饱和，只能用 7 位。"""
-    return getattr(torch.cpu, "_is_vnni_supported", lambda: False)()
-
-
-def _int8_one_row(packed: Any, bias: Tensor) -> Multiply:
-    multiply, seven_bits = torch.ops.quantized.linear_dynamic.default, not _eight_bits()
-    return lambda x: multiply(x, packed, seven_bits).add_(bias)
-
-
-def _int8_rows(packed: Any, bias: Tensor) -> Multiply:
-    levels = 127 if _eight_bits() else 63
-    linear = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
-
-    def multiply(x: Tensor) -> Tensor:  # 每行先缩放到 [-1, 1]，量化的刻度就是定数，一行的结果不随别的行而变
-        rows = x.reshape(-1, x.size(-1))
-        largest = rows.abs().amax(dim=1, keepdim=True).clamp_min_(1e-12)
-        products = linear(rows / largest, 1 / levels, levels + 1, packed)
-        return products.mul_(largest).add_(bias).view(*x.shape[:-1], -1)
-
-    return multiply
-
-
-@torch.no_grad()
-def prepare_for_writing(model: GPT, dtype: str) -> GPT:
-    """就地把模型改成只用于写歌的；改过的模型不能再训练或保存。先 `.to(device)` 再调用。
-
-    CPU 上只换线性层与输出层（`WritingLinear`），其余保持 float32：一行激活不费内存，半精度的注意力慢三四倍。
-    别的设备上整个模型转成那种精度。
-
-    Args:
-        dtype: `WRITING_DTYPES` 的一个名称。
-
-    Raises:
-        ValueError: 模型不在 CPU 上而 dtype 是 int8。
-    """
-    on_cpu = model.embedding.weight.device.type == "cpu"
-    if dtype == "int8" and not on_cpu:
-        raise ValueError("int8 只能在 CPU 上用")
-    if not on_cpu:
-        return model.to(WRITING_DTYPES[dtype]).eval().requires_grad_(False)
-    model.head = WritingLinear(model.embedding.weight.float(), None, dtype)
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                delattr(module, name)  # WritingLinear 不是模块：少一层调用，也没有参数
-                setattr(module, name, WritingLinear(child.weight.float(), child.bias.float(), dtype))
-    return model.float().eval().requires_grad_(False)

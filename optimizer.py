@@ -12,7 +12,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     词嵌入不衰减，因为罕见字很少得到梯度，衰减会把它们抹平。
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for parameter in model.parameters():
         (decayed if parameter.dim() >= 2 and id(parameter) not in embeddings else kept).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]

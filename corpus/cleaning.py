@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from corpus.credits import find_credits, maybe_credits
-from corpus.karaoke import HAN, KaraokeError, is_ttml, read_karaoke
+from corpus.karaoke import HAN_LETTER, KaraokeError, is_ttml, read_karaoke
 
 CLEANING_VERSION = 2  # 读取、清洗、去重或编码的规则有变时加一，旧缓存随之重建
 FEWEST_HAN = 10  # 少于这么多汉字的不算一首中文歌
@@ -77,7 +77,6 @@ _VOICE_PREFIX = re.compile(
 )
 _TIMES_SUFFIX = re.compile(r"(?:(?<![\d ]) *[xX×*] *\d{1,2}|(?<! ) *[(（\[【] *[xX×*] *\d{1,2} *[)）\]】]) *$", re.M)
 _WORD = re.compile(r"[^\W_]")
-_HAN_LETTER = re.compile(f"[{HAN}]")
 
 
 def unescape(text: str) -> str:
@@ -179,7 +178,8 @@ def _lyric_text(lyric: Any) -> str | None:
         if len(texts) == 1 and len(lyric) > 1 and all(isinstance(part, (str, int, float)) for part in lyric):
             return texts[0]  # [时间, "行"]
         parts = [_lyric_text(part) for part in lyric if part is not None and not isinstance(part, (int, float))]
-        return None if any(part is None for part in parts) or (lyric and not parts) else "\n".join(parts)
+        known = [part for part in parts if part is not None]
+        return None if len(known) < len(parts) or (lyric and not parts) else "\n".join(known)
     return None
 
 
@@ -208,6 +208,6 @@ def clean_song(raw: RawSong, dropped: list[DroppedLine] | None = None) -> Song |
         return "清洗后为空"
     if looks_like_markup(text):
         return "仍像标记"
-    if len(_HAN_LETTER.findall(text)) < FEWEST_HAN:
+    if len(HAN_LETTER.findall(text)) < FEWEST_HAN:
         return f"汉字不足 {FEWEST_HAN} 个"
     return Song(name, clean_name(raw.singer) or clean_name(read.singer), text)

@@ -342,7 +342,7 @@ def _in_brackets(line: str) -> Line | None:
     """「【作词】甲」。"""
     found = _BRACKETED_KEY.match(line)
     kind = key_kind(found[1]) if found and re.search(r"\w", found[2]) else NOTHING
-    return _with_value(kind, found[2], kind == CREDIT or line[0] in "【〖『〔") if kind else None
+    return _with_value(kind, found[2], kind == CREDIT or line[0] in "【〖『〔") if found and kind else None
 
 
 def _with_mark(bare: str) -> Line | None:
@@ -386,7 +386,7 @@ def _name_first(bare: str) -> Line | None:
             return Line(CREDIT if len(words) > 1 else WEAK, "", len(words) > 1)
     suffix = _ROLE_AFTER.match(simpler(bare))
     role = key_kind(suffix["role"]) if suffix else NOTHING
-    if role:
+    if suffix and role:
         kind = value_kind(suffix["name"])
         if kind == NAME:
             return Line(COMMON_CREDIT if role == CREDIT and " " in bare else WEAK, suffix["name"])

@@ -115,8 +115,8 @@ def find_credits(lines: list[str], name: str = "") -> dict[int, str]:
             found.setdefault(after, "制作信息")
     for before, place, after in zip(places, places[1:], places[2:], strict=False):  # 夹在中间的一列名字
         if found.get(before) == found.get(after) == "制作信息" and len(lines[place]) <= 40:
-            listed = looks[place].level <= SHAPED and re.search("[、/]", lines[place]) and value_kind(lines[place])
-            if listed == NAME or _ORGANISATION_ALONE.match(lines[place]):
+            kind = looks[place].level <= SHAPED and re.search("[、/]", lines[place]) and value_kind(lines[place])
+            if kind == NAME or _ORGANISATION_ALONE.match(lines[place]):
                 found.setdefault(place, "制作信息")
     _take_titles(lines, places, looks, found, name)
     _take_singers(lines, places, looks, found)

@@ -46,7 +46,7 @@ def find_files(folder: Path, outputs: Sequence[Path] = ()) -> Found:
     Raises:
         CorpusError: 文件夹不存在，或里面没有歌词文件。
     """
-    folder, found = Path(folder), Found()
+    found = Found()
     with file_errors("读不了", folder):
         if not folder.is_dir():
             raise CorpusError(f"歌词文件夹不存在：{shown(folder)}")
@@ -57,12 +57,11 @@ def find_files(folder: Path, outputs: Sequence[Path] = ()) -> Found:
                 found.ignore(OTHER_FORMAT, path)
     if not found.files:
         raise CorpusError(f"歌词文件夹是空的：{shown(folder)}（需要 {'、'.join('*' + suffix for suffix in SUFFIXES)}）")
-    own = [path for path in found.files if not is_bundled_sample(path)]
-    if own and len(own) < len(found.files):
-        for path in found.files:
-            if path not in own:
-                found.ignore(SAMPLE, path)
-        found.files = own
+    sample = [path for path in found.files if is_bundled_sample(path)]
+    if len(sample) < len(found.files):
+        for path in sample:
+            found.ignore(SAMPLE, path)
+            found.files.remove(path)
     return found
 
 
@@ -70,7 +69,8 @@ def _walk(folder: Path, outputs: Sequence[Path], found: Found) -> Iterator[Path]
     """逐个给出普通文件；先走真的文件夹，再走链接，同一个文件夹只走一遍（环也就走不进去）。"""
     inside, written = _outputs_inside(folder, outputs)
     seen: set[tuple[int, int]] = set()
-    waiting, linked = [folder], []
+    waiting = [folder]
+    linked: list[Path] = []
     while waiting or linked:
         directory = waiting.pop(0) if waiting else linked.pop(0)
         status = directory.stat()
@@ -130,10 +130,8 @@ def fingerprint_files(folder: Path, files: Sequence[Path]) -> str:
 
 def fingerprint_before(folder: Path, val_fraction: float) -> str:
     """清洗版本 1 的检查点里存的语料指纹：那时只认四种扩展名，文件、清洗与划分的指纹合在一起。"""
-    files = [
-        path for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in (".json", ".jsonl", ".txt", ".lrc")
-    ]
-    files = [path for path in files if path.is_file()]
+    suffixes = (".json", ".jsonl", ".txt", ".lrc")
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in suffixes and path.is_file()]
     files = [path for path in files if path.name != SAMPLE_FILE] or files
     parts = fingerprint_files(folder, files), 1, val_fraction
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
@@ -206,16 +204,7 @@ def decode_bytes(content: bytes, path: Path) -> str:
             position = error.start
         else:
             private = re.search("[\ue000-\uf8ff]", decoded)  # 其他编码误读成 GB18030 时的典型结果
-            if private is None and not _is_shift_jis(content):
+            if private is None:
                 return decoded
-            position = len(decoded[: private.start()].encode("gb18030")) if private else position
+            position = len(decoded[: private.start()].encode("gb18030"))
     raise CorpusError(f"{shown(path)}：第 {position} 字节处既不是 UTF-8 也不是 GB18030，请先转换成 UTF-8")
-
-
-def _is_shift_jis(content: bytes) -> bool:
-    """按 Shift-JIS 读出大量全角假名的，就是 Shift-JIS。"""
-    try:
-        text = content.decode("shift_jis")
-    except UnicodeDecodeError:
-        return False
-    return 5 * len(re.findall("[\u3041-\u30f6]", text)) > len(text)

@@ -5,13 +5,13 @@ import io
 import json
 import re
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
-from corpus.cleaning import RawSong, clean_name
+from corpus.cleaning import FEWEST_HAN, RawSong, Song, clean_name
 from corpus.files import PLAYER_SUFFIXES, CorpusError, decode_bytes, is_encrypted, read_bytes, shown
-from corpus.karaoke import HAN, KaraokeError, is_ttml, read_karaoke
+from corpus.karaoke import HAN_LETTER, KaraokeError, is_ttml, read_karaoke
 from corpus.notices import is_part
 
 NO_SONGS, ENCRYPTED, NO_COLUMN = "没有歌的 JSON", "加了密的歌词", "没有歌词一列的表"
@@ -45,32 +45,22 @@ def read_file(path: Path) -> Iterator[RawSong]:
             raise CorpusError(f"{where}：{error}") from None
     elif suffix == ".ttml":
         raise CorpusError(f"{where}：不是 TTML（开头应为 <tt …>）")
-    if suffix == ".lrc" or suffix in PLAYER_SUFFIXES:
-        if text.lstrip()[:1] == "{" and (found := _songs_of_api(text)):
-            return iter([RawSong("", "", found, where, path.stem, True, True)])
-        return _timed_songs(text, path)
-    if len(_TITLE_TAG.findall(text)) > 1:
-        return _timed_songs(text, path)
-    songs = split_text(text)
-    if len(songs) < 2:
-        return iter([RawSong(songs[0].name, songs[0].singer, songs[0].text, where, path.stem, False, True)])
+    timed = suffix == ".lrc" or suffix in PLAYER_SUFFIXES
+    if timed and text.lstrip()[:1] == "{":
+        text = _lyric_of_api(text) or text
+    titled = [part for part in _TITLE_TAG.split(text) if part.strip(" \t\r\n\ufeff")]
+    if len(_TITLE_TAG.findall(text)) > 1:  # 有几个 [ti:] 就是几首
+        timed, songs = True, [Song("", "", part) for part in titled]
+    else:
+        songs = [Song("", "", text)] if timed else split_text(text)
+    whole = len(songs) < 2
     return (
-        RawSong(song.name, song.singer, song.text, f"{where} 第 {number} 首", path.stem)
+        RawSong(*song, where if whole else f"{where} 第 {number} 首", path.stem, timed, whole)
         for number, song in enumerate(songs, 1)
     )
 
 
 _TITLE_TAG = re.compile(r"^[ \t\ufeff]*(?=[\[［][ \t]*ti[ \t]*[:：])", re.M | re.I)
-
-
-def _timed_songs(text: str, path: Path) -> Iterator[RawSong]:
-    """带时间的一个文件；里面有几个 `[ti:]` 就是几首。"""
-    parts = [part for part in _TITLE_TAG.split(text) if part.strip(" \t\r\n\ufeff")]
-    if len(_TITLE_TAG.findall(text)) < 2:
-        return iter([RawSong("", "", text, shown(path), path.stem, True, True)])
-    return (
-        RawSong("", "", part, f"{shown(path)} 第 {number} 首", path.stem, True) for number, part in enumerate(parts, 1)
-    )
 
 
 # ---------------------------------------------------------------------------
@@ -145,60 +135,46 @@ def _read_json(text: str, path: Path) -> Iterator[RawSong]:
         if text.strip(" \0\t\r\n") and not re.search(rf"[\"'](?:{'|'.join(hopeful)})", text, re.I):
             raise NotLyrics("写错了、也看不出有歌的 JSON") from None
         raise error
-    lists = list(_song_lists(value))
-    if not lists:
+    songs = list(_songs_in(value))
+    if not songs:
         raise NotLyrics(NO_SONGS)
-    if len(lists) == 1 and len(lists[0][0]) == 1:  # 只有一首，没有歌名时用文件名
-        return iter([_raw_song(lists[0][0][0], f"{where} 第 1 首", lists[0][1])._replace(stem=path.stem)])
-    return _numbered(lists, where)
+    stem = path.stem if len(songs) == 1 else ""  # 只有一首，没有歌名时用文件名
+    return (
+        _raw_song(song, f"{where} 第 {number} 首", singer)._replace(stem=stem)
+        for number, (song, singer) in enumerate(songs, 1)
+    )
 
 
-def _numbered(lists: list[tuple[list[Any], Any]], where: str) -> Iterator[RawSong]:
-    number = 0
-    for songs, singer in lists:
-        for song in songs:
-            number += 1
-            yield _raw_song(song, f"{where} 第 {number} 首", singer)
-
-
-def _song_lists(value: Any, singer: Any = "", depth: int = 0) -> Iterator[tuple[list[Any], Any]]:
-    """JSON 里的歌：([歌…], 外层写的歌手)。数组可以包在对象里，也可以是 {歌名: 歌}。"""
+def _songs_in(value: Any, singer: Any = "", depth: int = 0) -> Iterator[tuple[Any, Any]]:
+    """JSON 里的歌：(歌, 外层写的歌手)。数组可以包在对象里，也可以是 {歌名: 歌}。"""
     if depth > _DEEPEST:
         return
-    if isinstance(value, list):
-        if any(map(_holds_lyric, value)):
-            yield value, singer
-        else:
-            for part in value:
-                if isinstance(part, (list, dict)):
-                    yield from _song_lists(part, singer, depth + 1)
+    songs, inside = [], value
+    if isinstance(value, list) and any(map(_holds_lyric, value)):
+        songs = value
     elif isinstance(value, dict):
-        columns = _columns(value)
-        if columns:
-            yield columns, singer
-            return
-        if _holds_lyric(value):
-            yield [value], singer
-            return
-        entry = {_plain(key): part for key, part in value.items()}
-        outer = _value(entry, _SINGER_KEYS[:6])
-        outer = outer if isinstance(outer, str) else singer
-        verses = {key: part for key, part in value.items() if isinstance(part, str) and "\n" in part.strip()}
-        if verses and 2 * len(verses) > len(value):  # {歌名: 歌词}
-            yield [{"name": name, "lyric": lyric} for name, lyric in verses.items()], outer
-            return
-        entries = [part for part in value.values() if isinstance(part, dict)]
-        if entries and all(map(_holds_lyric, entries)):  # {编号或歌名: 歌}
-            named = [
-                {"name": key} | part if not str(key).isdigit() else part
-                for key, part in value.items()
-                if isinstance(part, dict)
-            ]
-            yield named, outer
-            return
-        for part in value.values():
-            if isinstance(part, (list, dict)):
-                yield from _song_lists(part, outer, depth + 1)
+        inside = value.values()
+        songs = _columns(value) or ([value] if _holds_lyric(value) else [])
+        if not songs:
+            outer = _value({_plain(key): part for key, part in value.items()}, _SINGER_KEYS[:6])
+            singer = outer if isinstance(outer, str) else singer
+            songs = _named_songs(value)
+    if songs:
+        yield from ((song, singer) for song in songs)
+    elif isinstance(value, (list, dict)):
+        for part in inside:
+            yield from _songs_in(part, singer, depth + 1)
+
+
+def _named_songs(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """{歌名: 歌词}，或 {编号或歌名: 歌}；不是的是空的。"""
+    verses = {key: part for key, part in value.items() if isinstance(part, str) and "\n" in part.strip()}
+    if verses and 2 * len(verses) > len(value):
+        return [{"name": name, "lyric": lyric} for name, lyric in verses.items()]
+    entries = {key: part for key, part in value.items() if isinstance(part, dict)}
+    if not all(map(_holds_lyric, entries.values())):
+        return []
+    return [part if str(key).isdigit() else {"name": key} | part for key, part in entries.items()]
 
 
 def _columns(value: dict[str, Any]) -> list[dict[str, Any]]:
@@ -217,18 +193,15 @@ def _columns(value: dict[str, Any]) -> list[dict[str, Any]]:
     return [{key: part[row] for key, part in kept.items()} for row in rows]
 
 
-def _songs_of_api(text: str) -> str | None:
+def _lyric_of_api(text: str) -> str | None:
     """音乐网站接口的回答：{"lrc": {"lyric": "[00:…"}, …} 里的歌词。"""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    for key in ("yrc", "lrc", "lyric", "lyrics", "krc", "qrc"):
-        part = value.get(key) if isinstance(value, dict) else None
-        part = part.get("lyric") if isinstance(part, dict) else part
-        if isinstance(part, str) and part.strip():
-            return part
-    return None
+    parts = [value.get(key) for key in ("yrc", "lrc", "lyric", "lyrics", "krc", "qrc")]
+    lyrics = (part.get("lyric") if isinstance(part, dict) else part for part in parts)
+    return next((lyric for lyric in lyrics if isinstance(lyric, str) and lyric.strip()), None)
 
 
 def _json_lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
@@ -241,9 +214,9 @@ def _songs(entries: Iterator[tuple[int, Any]], where: str, place: str) -> Iterat
     """逐行的 JSON；整个文件没有一首歌时略过它。"""
     found, seen = [], False
     for number, value in entries:
-        lists = list(_song_lists(value))  # 一首，{"song": {…}}，或整个数组写在一行
-        seen = seen or bool(lists)
-        found += [(number, song, singer) for songs, singer in lists for song in songs] or [(number, value, "")]
+        songs = list(_songs_in(value))  # 一首，{"song": {…}}，或整个数组写在一行
+        seen = seen or bool(songs)
+        found += [(number, song, singer) for song, singer in songs or [(value, "")]]
     if not seen:
         raise NotLyrics(NO_SONGS)
     return (_raw_song(value, f"{where} {place.format(number)}", singer) for number, value, singer in found)
@@ -281,8 +254,8 @@ def _read_table(text: str, path: Path) -> Iterator[RawSong]:
     raise NotLyrics(NO_COLUMN)
 
 
-def _rows(text: str, delimiter: str, quoting: int) -> list[tuple[int, list[str]]]:
-    """[(行号, 各格)]，不含空行。"""
+def _rows(text: str, delimiter: str, quoting: Literal[0, 3]) -> list[tuple[int, list[str]]]:
+    """[(行号, 各格)]，不含空行。quoting 是 csv.QUOTE_MINIMAL 或 csv.QUOTE_NONE。"""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
 
@@ -306,12 +279,6 @@ def _table_songs(
 LONGEST_SONG = 200  # 一首歌超过这么多行，多半是没有分开的许多首
 
 
-class _Section(NamedTuple):
-    name: str
-    singer: str
-    text: str
-
-
 _ORDER = r"(?:第?\s*[\d一二三四五六七八九十百]{1,4}\s*[.、．:：)）首章]?\s*)?"
 _BOOK_TITLE = re.compile(
     rf"^[#*【\[（(]*\s*{_ORDER}(?:歌名\s*[:：]\s*)?《([^《》\n]{{1,40}})》\s*"
@@ -329,27 +296,32 @@ _LOOSE_TITLE = re.compile(  # 前面空一行的「1. 歌名」「【歌名】�
 _HEADING = re.compile(r"^\s{0,3}#{1,4}\s+(\S.{0,39})$")  # Markdown
 _SINGER_LINE = re.compile(r"^\s*(?:演唱|歌手|演唱者|原唱|artist|singer)\s*[:：]\s*(.{1,40})$", re.I)
 _RULE = re.compile(r"^\s*(?:([-=*_—─━~～#·.…+])(?:\s?\1){3,})\s*$")
-_HAN = re.compile(f"[{HAN}]")
-_FEWEST_HAN = 10
 
 
-def split_text(text: str) -> list[_Section]:
+def split_text(text: str) -> list[Song]:
     """一个 txt → 一首或几首：《歌名》各占一行、分隔线、几行空行，结构清楚时才分开。"""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     for split in (_by_titles, _by_rules, _by_blank_lines):
         songs = split(lines)
         if songs:
             return songs
-    title = next((_title_of(line) for line in lines if line.strip()), None)
-    if title is not None and sum(bool(line.strip()) for line in lines) > 1:
-        first = next(place for place, line in enumerate(lines) if line.strip())
-        return [_Section(*title, "\n".join(lines[first + 1 :]))]
-    return [_Section("", "", text)]
+    filled = _filled(lines)
+    title = _title_of(filled[0]) if len(filled) > 1 else None
+    return [Song("", "", text) if title is None else Song(*title, "\n".join(_without_head(lines)))]
 
 
 def holds_many_songs(text: str) -> bool:
     """没有分开、而长得不像一首的。"""
-    return sum(bool(line.strip()) for line in text.splitlines()) > LONGEST_SONG
+    return len(_filled(text.splitlines())) > LONGEST_SONG
+
+
+def _filled(lines: Sequence[str]) -> list[str]:
+    return [line for line in lines if line.strip()]
+
+
+def _without_head(section: list[str]) -> list[str]:
+    """不空的头一行之后的。"""
+    return section[section.index(_filled(section)[0]) + 1 :]
 
 
 def _title_of(line: str, loosely: bool = False) -> tuple[str, str] | None:
@@ -371,56 +343,45 @@ def _title_of(line: str, loosely: bool = False) -> tuple[str, str] | None:
 
 
 def _han(lines: Sequence[str]) -> int:
-    return len(_HAN.findall("".join(lines)))
+    return len(HAN_LETTER.findall("".join(lines)))
 
 
-def _by_titles(lines: list[str]) -> list[_Section]:
+def _by_titles(lines: list[str]) -> list[Song]:
     for loosely in (False, True):
-        places = [place for place, line in enumerate(lines) if _title_of(line, loosely)]
+        titles = {place: title for place, line in enumerate(lines) if (title := _title_of(line, loosely))}
+        places = list(titles)
         if loosely:  # 题目前要空一行
-            places = [
-                place
-                for place in places
-                if place == 0 or not lines[place - 1].strip() or lines[place].strip()[:1] in "=-*#~"
-            ]
-        if len(places) < 2 or (loosely and _han(lines[: places[0]]) > 30):
-            continue
-        if not loosely and _han(lines[: places[0]]) > 30 and lines[places[0] - 1].strip():
+            above = ["", *lines]
+            places = [place for place in places if not above[place].strip() or lines[place].strip()[:1] in "=-*#~"]
+        if len(places) < 2 or (_han(lines[: places[0]]) > 30 and (loosely or lines[places[0] - 1].strip())):
             continue  # 前面不是空一行隔开的前言，是唱到了书名
         songs = []
         for place, end in pairwise([*places, len(lines)]):
             body = [line for line in lines[place + 1 : end] if not _RULE.match(line)]
-            songs.append(_with_singer(*_title_of(lines[place], loosely), body))
-        whole = [song for song in songs if len(_HAN.findall(song.text)) >= _FEWEST_HAN]
+            songs.append(_with_singer(*titles[place], body))
+        whole = [song for song in songs if _han(song.text) >= FEWEST_HAN]
         if len(whole) > 1 and 2 * len(whole) >= len(songs) and len({song.name for song in whole}) == len(whole):
             return [song for song in songs if song.text.strip()]
     return []
 
 
-def _with_singer(name: str, singer: str, body: list[str]) -> _Section:
+def _with_singer(name: str, singer: str, body: list[str]) -> Song:
     """题目之下若有「演唱：甲」一行，就是歌手。"""
     head = next((line for line in body if line.strip()), "")
     found = _SINGER_LINE.match(head)
     if found:
         body = [line for line in body if line is not head]
-    return _Section(name, singer or (clean_name(found[1]) if found else ""), "\n".join(body))
+    return Song(name, singer or (clean_name(found[1]) if found else ""), "\n".join(body))
 
 
-def _by_rules(lines: list[str]) -> list[_Section]:
-    if sum(bool(_RULE.match(line)) for line in lines) < 1:
-        return []
-    sections: list[list[str]] = [[]]
-    for line in lines:
-        if _RULE.match(line):
-            sections.append([])
-        else:
-            sections[-1].append(line)
-    sections = [section for section in sections if any(line.strip() for line in section)]
-    bare = [section for section in sections if sum(bool(line.strip()) for line in section) == 1]
+def _by_rules(lines: list[str]) -> list[Song]:
+    parts = [list(part) for ruled, part in groupby(lines, lambda line: bool(_RULE.match(line))) if not ruled]
+    sections = [part for part in parts if _filled(part)]
+    bare = [section for section in sections if len(_filled(section)) == 1]
     if bare and 2 * len(bare) >= len(sections) - 1 and len(sections) > 2:  # 题目夹在两道线之间
         joined: list[list[str]] = []
         for section in sections:
-            if section in bare or not joined or not (joined[-1] and joined[-1][-1] == ""):
+            if section in bare or not joined or joined[-1][-1] != "":
                 joined.append([*section, ""] if section in bare else section)
             else:
                 joined[-1] = [*joined[-1], *section]
@@ -428,45 +389,35 @@ def _by_rules(lines: list[str]) -> list[_Section]:
     return _sections(sections, True)
 
 
-def _by_blank_lines(lines: list[str]) -> list[_Section]:
-    gaps = [
-        len(run)
-        for run in re.findall(r"\n+", re.sub(r"[^\n]+", "x", "\n".join(line.strip() for line in lines).strip("\n")))
-    ]
-    widest = max(gaps, default=0)
-    if widest < 3:  # 至少空两行
-        return []
-    for width in sorted({gap for gap in gaps if gap >= 3})[:4]:
-        parts = re.split(rf"\n{{{width},}}", "\n".join(line.strip() for line in lines).strip("\n"))
+def _by_blank_lines(lines: list[str]) -> list[Song]:
+    text = "\n".join(line.strip() for line in lines).strip("\n")
+    for width in sorted({len(gap) for gap in re.findall(r"\n{3,}", text)})[:4]:  # 至少空两行
+        parts = re.split(rf"\n{{{width},}}", text)
         songs = _sections([part.split("\n") for part in parts], len(parts) > 2)
         if songs:
             return songs
     return []
 
 
-def _sections(sections: list[list[str]], loosely: bool) -> list[_Section]:
+def _sections(sections: list[list[str]], loosely: bool) -> list[Song]:
     """分隔开的各块都像一首歌时，逐块成歌；否则不分。loosely：头一行较短就算题目。"""
     sections = [section for section in sections if _han(section) >= 2]
     if len(sections) < 2:
         return []
-    heads = [_head_of(section, loosely) for section in sections]
-    if all(heads) and len(set(heads)) == len(heads) and all(_han(section) >= _FEWEST_HAN + 2 for section in sections):
-        return [
-            _with_singer(head[0], head[1], body)
-            for head, body in ((head, _without_head(section)) for head, section in zip(heads, sections, strict=True))
-        ]
-    lengths = [sum(bool(line.strip()) for line in section) for section in sections]
+    heads = [head for section in sections if (head := _head_of(section, loosely))]
+    distinct = len(sections) == len(heads) == len(set(heads))
+    if distinct and all(_han(section) >= FEWEST_HAN + 2 for section in sections):
+        return [_with_singer(*head, _without_head(section)) for head, section in zip(heads, sections, strict=True)]
+    lengths = [len(_filled(section)) for section in sections]
     stanzas = sum("" in "\n".join(section).strip("\n").split("\n") for section in sections)
     if min(lengths) >= 16 or (min(lengths) >= 8 and 2 * stanzas >= len(sections)):
-        return [_Section("", "", "\n".join(section)) for section in sections]
+        return [Song("", "", "\n".join(section)) for section in sections]
     return []
 
 
 def _head_of(section: list[str], loosely: bool) -> tuple[str, str] | None:
     """一块的头一行像不像歌名：有书名号、编号，下面空一行或是演唱者，或比哪一行都短。"""
-    lines = [line.strip() for line in section]
-    first = next(place for place, line in enumerate(lines) if line)
-    head, rest = lines[first], [line for line in lines[first + 1 :] if line]
+    head, *rest = (line.strip() for line in _filled(section))
     if not rest:
         return None
     title = _title_of(head)
@@ -478,14 +429,9 @@ def _head_of(section: list[str], loosely: bool) -> tuple[str, str] | None:
     if len(head) > 20 or re.search(r"[，。！？；,!?;]", head):
         return None
     name, _, singer = re.sub(r"\s+[-–—－]\s+|\s*[-–—－]{1,2}\s*|\s*[/／]\s*", "\0", head, count=1).partition("\0")
-    below = lines[first + 1] if first + 1 < len(lines) else ""
+    below = _without_head(section)[0].strip()
     lengths = sorted(len(line) for line in rest)
     shortest = loosely and len(head) < lengths[0] and len(head) <= 0.7 * lengths[len(lengths) // 2]
     if not below or _SINGER_LINE.match(below) or re.match(r"^\s*[词詞曲作]", below) or shortest or singer:
         return clean_name(name), clean_name(singer)
     return None
-
-
-def _without_head(section: list[str]) -> list[str]:
-    first = next(place for place, line in enumerate(section) if line.strip())
-    return section[first + 1 :]

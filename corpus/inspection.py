@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from corpus.cleaning import Song
 from corpus.files import CorpusError, file_errors, find_files, shown
 from corpus.songs import ReadSong, Say, distinct_songs, split_songs
 
@@ -34,10 +35,10 @@ def inspect(
         ):
             number = 0
             for entry in seen:
-                if entry.reason:
+                if entry.reason or entry.song is None:
                     dropped.write(_unused(entry))
                     continue
-                kept.write(_used(entry, number + 1, number in held_out, bool(digests[number] & 1)))
+                kept.write(_used(entry, entry.song, number + 1, number in held_out, bool(digests[number] & 1)))
                 number += 1
         lines = [
             f"{count:>8,}  {reason}（如 {(found.examples | report['unread_examples'])[reason]}）"
@@ -69,8 +70,7 @@ def require_own_folder(folder: Path, lyrics_dir: Path) -> None:
             )
 
 
-def _used(entry: ReadSong, number: int, held_out: bool, named: bool) -> str:
-    song = entry.song
+def _used(entry: ReadSong, song: Song, number: int, held_out: bool, named: bool) -> str:
     side = "验证" if held_out else "训练"
     names = " · ".join(filter(None, (song.name, song.singer))) or "（无名）"
     head = f"━━ {number} · {side} · {names}{'' if named else '（训练时不带歌名、歌手）'} · {entry.where}\n"

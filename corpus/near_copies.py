@@ -62,7 +62,8 @@ def _collections(
                 beside.setdefault(one, []).append(other)
     found: dict[int, list[int]] = {}
     for whole, others in beside.items():
-        inside, covered = [], set()
+        inside: list[int] = []
+        covered: set[str] = set()
         content = spans(whole) if len(others) > 1 else set()
         for other in sorted(others, key=lambda index: -len(spans(index)) if content else 0):
             part = spans(other)

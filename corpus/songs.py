@@ -98,9 +98,9 @@ class _Reading:
         lines: list[DroppedLine] = []
         result = clean_song(raw, lines)
         self.dropped_lines.update(line.reason for line in lines)
-        song = result if isinstance(result, Song) else None
+        song, reason = (result, "") if isinstance(result, Song) else (None, result)
         if song is None:
-            self.dropped.add(result, raw.where)
+            self.dropped.add(reason, raw.where)
         else:
             if raw.whole_file:
                 self.whole_files.append(len(self.songs))
@@ -108,7 +108,7 @@ class _Reading:
                     self.many_songs.append(raw.where)
             self.songs.append(song)
         if self.seen is not None:
-            self.seen.append(ReadSong(raw.where, song, lines, "" if song else result))
+            self.seen.append(ReadSong(raw.where, song, lines, reason))
         if self.read % 2000 == 0:
             self.progress(f"读取并清洗 {self.read:,} 首 · {shown(path.name)}")
 

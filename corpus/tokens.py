@@ -12,10 +12,10 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -46,13 +46,6 @@ class Corpus:
     train: np.ndarray
     val: np.ndarray
     fingerprint: str
-    report: dict[str, Any]
-
-
-class Cached(NamedTuple):
-    """缓存里读出的：训练与验证的词元流，和报告。"""
-
-    streams: list[np.ndarray]
     report: dict[str, Any]
 
 
@@ -95,7 +88,7 @@ def prepare(
     if known is not None:
         cached = _load_cache(cache_dir, known, identity)
         if cached is not None:
-            return Corpus(known, *cached.streams, fingerprint, cached.report | ignored)
+            return Corpus(known, *cached[:2], fingerprint, cached[2] | ignored)
 
     report: dict[str, Any] = {}
     songs, keys = distinct_songs(lyrics_dir, files, report, say, progress)
@@ -112,8 +105,8 @@ def prepare(
     report |= _statistics(songs, sides, streams, known)
     _save_cache(cache_dir, streams, known, identity, report)
     # 刚写的缓存也可能读不回来（例如别的训练正用同一个文件夹）：手里的词元是一样的
-    cached = _load_cache(cache_dir, known, identity) or Cached([streams["train"], streams["val"]], report)
-    return Corpus(known, *cached.streams, fingerprint, cached.report | ignored)
+    cached = _load_cache(cache_dir, known, identity) or (streams["train"], streams["val"], report)
+    return Corpus(known, *cached[:2], fingerprint, cached[2] | ignored)
 
 
 def _statistics(
@@ -210,21 +203,21 @@ def _save_cache(
     identity = _cache_fingerprint(tokenizer, fingerprint)
     for name, stream in streams.items():
         header = _HEADER.pack(
-            _MAGIC, _CACHE_VERSION, tokenizer.vocab_size, len(stream), zlib.crc32(stream), bytes.fromhex(identity)
+            _MAGIC, _CACHE_VERSION, tokenizer.vocab_size, len(stream), zlib.crc32(stream.data), bytes.fromhex(identity)
         )
         _write_atomically(cache_dir / f"{name}.bin", header.ljust(64, b"\0"), stream.tobytes())
     note = {"fingerprint": _combined(identity, json.dumps(report)), "report": report}
     _write_atomically(cache_dir / "report.json", json.dumps(note, indent=1).encode())
 
 
-def _load_cache(cache_dir: Path, tokenizer: Tokenizer, fingerprint: str) -> Cached | None:
-    """缓存与语料、分词器对得上且完整时读出，否则 None。"""
+def _load_cache(cache_dir: Path, tokenizer: Tokenizer, fingerprint: str) -> tuple[np.ndarray, np.ndarray, dict] | None:
+    """缓存与语料、分词器对得上且完整时，读出训练与验证的词元流和报告；否则 None。"""
     identity = _cache_fingerprint(tokenizer, fingerprint)
     noted = _read_json(cache_dir / "report.json")
     if noted.get("fingerprint") != _combined(identity, json.dumps(noted.get("report"))):
         return None
-    streams = [read_stream(cache_dir / f"{name}.bin", identity) for name in ("train", "val")]
-    return None if any(stream is None for stream in streams) else Cached(streams, noted["report"])
+    train, val = (read_stream(cache_dir / f"{name}.bin", identity) for name in ("train", "val"))
+    return None if train is None or val is None else (train, val, noted["report"])
 
 
 def read_stream(path: Path, identity: str) -> np.ndarray | None:
@@ -240,7 +233,7 @@ def read_stream(path: Path, identity: str) -> np.ndarray | None:
         stream = np.memmap(path, dtype=np.uint16, mode="r", offset=64, shape=(count,))
     except (OSError, struct.error, ValueError):
         return None
-    return stream if zlib.crc32(stream) == checksum else None
+    return stream if zlib.crc32(stream.data) == checksum else None
 
 
 # ---------------------------------------------------------------------------
@@ -280,7 +273,7 @@ class Batches:
         return window[:, :-1], window[:, 1:]
 
 
-class Ahead:
+class Prefetcher:
     """在另一个线程里先备好下一步的批次，取的时候多半已经好了。
 
     Args:
@@ -289,12 +282,12 @@ class Ahead:
 
     def __init__(self, make: Callable[[int], Any]) -> None:
         self._make, self._worker = make, ThreadPoolExecutor(1)
-        self._step, self._batch = -1, None
+        self._ready: dict[int, Future[Any]] = {}
 
     def at(self, step: int) -> Any:
         """第 step 步的批次；make 的错误在这里抛出。"""
-        batch = self._batch if step == self._step else self._worker.submit(self._make, step)
-        self._step, self._batch = step + 1, self._worker.submit(self._make, step + 1)
+        batch = self._ready.get(step) or self._worker.submit(self._make, step)
+        self._ready = {step + 1: self._worker.submit(self._make, step + 1)}
         return batch.result()
 
 

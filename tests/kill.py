@@ -16,40 +16,24 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
+from forked import finish, fork  # noqa: E402
 from tiny import TINY, assert_same_run, write_corpus  # noqa: E402
 
-import checkpoint  # noqa: E402
 import train  # noqa: E402
+from training import checkpoint  # noqa: E402
 
 LONGER = ["--eval_interval", "8", "--n_embed", "64", "--batch_size", "8"]
 
 
 def start(folder: Path, name: str, log: Path, steps: int) -> int:
     """在子进程里开始（或接着）训练，返回进程号。"""
-    sys.stdout.flush()
-    process = os.fork()
-    if process:
-        return process
-    code = 1
+    places = ["--lyrics_dir", str(folder / "corpus"), "--checkpoint_dir", str(folder / name)]
+    places += ["--cache_dir", str(folder / f"cache-{name}"), "--bpe_model_prefix", str(folder / f"bpe-{name}")]
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        train.torch.set_num_threads(1)
-        places = ["--lyrics_dir", str(folder / "corpus"), "--checkpoint_dir", str(folder / name)]
-        places += ["--cache_dir", str(folder / f"cache-{name}"), "--bpe_model_prefix", str(folder / f"bpe-{name}")]
-        code = train.main([*TINY, *LONGER, "--train_iters", str(steps), *places])
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
+        return fork(lambda: train.main([*TINY, *LONGER, "--train_iters", str(steps), *places]), (0, output, output))
     finally:
-        sys.stdout.flush()
-        os._exit(code)
-
-
-def finish(process: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        os.close(output)
 
 
 def inspect(directory: Path) -> str:
@@ -79,6 +63,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000, help="训练的步数（默认 3000）")
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
+    train.torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_corpus(folder / "corpus", 40)

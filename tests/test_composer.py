@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from generation import Composer, Sampling, generate
-from lyrics import ANY_LINE, LineConstraint, LineRule, Vocabulary
+from generation import Sampling, generate
+from lyrics.constraint import ANY_LINE, LineConstraint, LineRule, Vocabulary
 from model import GPT, ModelConfig
+from writing.drafts import Composer
 
 CHARACTERS = "花家歌我月夜一你路书海来水飞高好楼走山天"
 EOS, NEWLINE, FIRST = 2, 3, 4

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import config
-from config import UserError, resolve
+import flags
+from flags import resolve
+from terminal import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROMISED = {
@@ -77,6 +79,14 @@ def test_promised_defaults():
         assert hasattr(resolved, name.lower()), name
 
 
+def test_run_config_holds_every_constant():
+    """写出来的 RunConfig 与 config.py 的常量一一对应，类型与规则相同。"""
+    fields = {field.name: field.type for field in dataclasses.fields(flags.RunConfig)}
+    assert list(fields) == [name.lower() for name in flags.RULES]
+    for name, rule in flags.RULES.items():
+        assert fields[name.lower()] == (rule.kind | None if rule.optional else rule.kind), name
+
+
 def test_every_constant_is_a_flag():
     """写成字面值的常量个个有类型规则，因而个个是参数；新添的不会漏掉。"""
     tree = ast.parse((REPOSITORY / "config.py").read_text(encoding="utf-8"))
@@ -87,8 +97,8 @@ def test_every_constant_is_a_flag():
     ]
     literals = [target for target, value in targets if isinstance(value, ast.Constant)]
     constants = [target.id for target in literals if isinstance(target, ast.Name)]
-    assert constants == list(config.RULES)
-    assert [flag.name for flag in config.flags()] == [name.lower() for name in constants]
+    assert constants == list(flags.RULES)
+    assert [flag.name for flag in flags.training_flags()] == [name.lower() for name in constants]
 
 
 def test_preset_replaces_constants_and_flags_replace_preset():
@@ -118,10 +128,10 @@ def test_preset_auto(accelerator, chosen):
 def test_replaced_and_changed_are_told_apart():
     """开头显示的两份清单：预设换掉的常量，命令行改动的值。"""
     resolved = gpu("--preset", "cpu", "--seed", "5", "--weight_decay", str(config.WEIGHT_DECAY))
-    assert config.replaced_by_preset(resolved)["N_LAYERS"] == config.PRESETS["cpu"]["N_LAYERS"]
-    assert config.changed_from_constants(resolved) == {"seed": 5}
-    assert config.changed_from_constants(gpu()) == {}
-    assert config.replaced_by_preset(gpu()) == {}
+    assert flags.replaced_by_preset(resolved)["N_LAYERS"] == config.PRESETS["cpu"]["N_LAYERS"]
+    assert flags.changed_from_constants(resolved) == {"seed": 5}
+    assert flags.changed_from_constants(gpu()) == {}
+    assert flags.replaced_by_preset(gpu()) == {}
 
 
 def test_frozen():
@@ -133,10 +143,10 @@ def test_frozen():
 
 def test_plain_dict_is_storable():
     """存进检查点的只有普通类型，weights_only 才读得回来。"""
-    plain = config.as_plain_dict(gpu())
+    plain = flags.as_plain_dict(gpu())
     assert {type(value) for value in plain.values()} <= {str, int, float, bool, type(None)}
     assert plain["lyrics_dir"] == str(REPOSITORY / "ChineseLyrics")
-    assert set(plain) == {name.lower() for name in config.RULES}
+    assert set(plain) == {name.lower() for name in flags.RULES}
 
 
 # ---- 命令行的写法 ----
@@ -281,7 +291,7 @@ def test_hand_edited_constants(monkeypatch):
     monkeypatch.setattr(config, "MICRO_BATCH_SIZE", None)
     assert gpu().micro_batch_size is None
     assert gpu("--dropout", "0.3").dropout == 0.3
-    assert config.changed_from_constants(gpu()) == {}
+    assert flags.changed_from_constants(gpu()) == {}
 
 
 @pytest.mark.parametrize(
@@ -302,17 +312,18 @@ def test_wrong_constants_are_listed_together(monkeypatch):
     assert len(message().splitlines()) == 2
 
 
-def test_edited_and_annotated_file(tmp_path):
+def test_edited_and_annotated_file(tmp_path, monkeypatch):
     """真的改文件：加了类型注解、换了值与说明，值、--help 与路径都跟着走。"""
     edited = load_edited(
         tmp_path,
         ("USE_SWANLAB = True  #", "USE_SWANLAB: bool = False  #"),
         ('LYRICS_DIR = "ChineseLyrics"  # 歌词文件夹', 'LYRICS_DIR: str = "我的#歌"  # 自己的歌词'),
     )
-    resolved = edited.resolve([], True)
+    monkeypatch.setattr(flags, "constants", edited)
+    resolved = flags.resolve([], True)
     assert resolved.use_swanlab is False
-    assert resolved.lyrics_dir == tmp_path / "我的#歌"
-    described = {flag.name: flag for flag in edited.flags()}
+    assert resolved.lyrics_dir == REPOSITORY / "我的#歌"
+    described = {flag.name: flag for flag in flags.training_flags()}
     assert described["use_swanlab"].help == "用 SwanLab 记录；未登录时自动转为本地离线记录"
     assert described["lyrics_dir"].help.startswith("自己的歌词")
     assert described["lyrics_dir"].default == "我的#歌"
@@ -349,7 +360,7 @@ def test_help_lists_every_constant(capsys, flag):
         gpu(flag)
     assert caught.value.code == 0
     shown = re.sub(r"\s", "", capsys.readouterr().out)
-    for known in config.flags():
+    for known in flags.training_flags():
         described = re.sub(r"\s", "", known.help)
         assert described, known.name
         assert re.search(rf"--{known.name}(整数|数|路径|文字|true\|false){re.escape(described)}", shown), known.name
@@ -372,15 +383,15 @@ def test_wrong_flag_ends_the_script():
 
 def test_device_cpu_takes_the_cpu_preset():
     """有显卡而指定 --device cpu 时，auto 也取 cpu 预设。"""
-    assert config.resolve(["--device", "cpu"], True).preset == "cpu"
-    assert config.resolve([], True).preset == "gpu"
+    assert flags.resolve(["--device", "cpu"], True).preset == "cpu"
+    assert flags.resolve([], True).preset == "gpu"
 
 
 def test_values_edited_in_a_preset_are_checked(monkeypatch):
     """PRESETS 里改错的值和常量一样列出来。"""
     monkeypatch.setitem(config.PRESETS, "cpu", {"BATCH_SIZE": 0, "N_LAYER": 2, "LEARNING_RATE": "1e-3"})
-    with pytest.raises(config.UserError) as error:
-        config.resolve(["--preset", "cpu"], False)
+    with pytest.raises(UserError) as error:
+        flags.resolve(["--preset", "cpu"], False)
     assert "BATCH_SIZE = 0" in str(error.value)
     assert "N_LAYER" in str(error.value)
     assert "LEARNING_RATE" not in str(error.value)
@@ -388,5 +399,5 @@ def test_values_edited_in_a_preset_are_checked(monkeypatch):
 
 def test_a_switch_may_stand_alone():
     """默认为 false 的开关单写就是 true，后面跟着别的参数也一样。"""
-    given = config.parse_flags(config.flags(), ["--allow_new_corpus", "--batch_size", "4"], "train.py", "")
+    given = flags.parse_flags(flags.training_flags(), ["--allow_new_corpus", "--batch_size", "4"], "train.py", "")
     assert given == {"allow_new_corpus": True, "batch_size": 4}

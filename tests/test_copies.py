@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import lyrics
-from lyrics import CopyIndex, Span, normalise
+from lyrics import copies
+from lyrics.copies import COPY_INDEX_VERSION, CopyIndex, Span, _sorted_suffixes, _write_through
+from lyrics.sound import normalise
 
 ALPHABETS = ["啦", "风雨", "天地人a1", "山水花月𠮷𝟘字中", "".join(chr(0x4E00 + index) for index in range(200))]
 NOISE = " ，。！\n\t-_（）♪"
@@ -89,7 +90,7 @@ def test_suffixes_are_sorted_and_complete(seed):
     draw = random.Random(seed)
     songs = [normalise(song) for song in random_songs(draw, draw.choice(ALPHABETS))]
     text = "\0".join(["", *songs, ""])
-    found = lyrics._sorted_suffixes(text.encode("utf-32-be"), lambda message: None)
+    found = _sorted_suffixes(text.encode("utf-32-be"), lambda message: None)
     assert found.dtype == np.uint32
     assert sorted(found.tolist()) == [position for position, character in enumerate(text) if character != "\0"]
     suffixes = [text[position : text.index("\0", position)] for position in found]
@@ -191,7 +192,7 @@ def test_absent_or_of_another_corpus_or_version(tmp_path, monkeypatch):
     assert CopyIndex.load(folder, "f") is None
     assert built(folder, ["春风"]) is not None
     assert CopyIndex.load(folder, "g") is None
-    monkeypatch.setattr(lyrics, "COPY_INDEX_VERSION", lyrics.COPY_INDEX_VERSION + 1)
+    monkeypatch.setattr(copies, "COPY_INDEX_VERSION", COPY_INDEX_VERSION + 1)
     assert CopyIndex.load(folder, "f") is None
 
 
@@ -232,7 +233,7 @@ def test_interrupted_build_leaves_the_old_one(tmp_path, monkeypatch, written, er
     """写到第几个文件停下都一样：不留半成的，旧的照用。"""
     folder = tmp_path / "index"
     built(folder, ["春风"])
-    write = lyrics._write_through
+    write = _write_through
     names = []
 
     def fails(path, content):
@@ -241,7 +242,7 @@ def test_interrupted_build_leaves_the_old_one(tmp_path, monkeypatch, written, er
         if len(names) > written:
             raise error
 
-    monkeypatch.setattr(lyrics, "_write_through", fails)
+    monkeypatch.setattr(copies, "_write_through", fails)
     with pytest.raises(type(error)):
         built(folder, ["月亮"], fingerprint="g")
     assert len(names) == written + 1
@@ -263,11 +264,11 @@ def test_killed_while_replacing(tmp_path, monkeypatch):
 def test_leftovers_of_a_killed_build(tmp_path):
     """被强行结束的构建留下的临时文件夹，不会当成索引，下次构建时清掉；旁边别的文件不动。"""
     dies = (
-        "import os, pathlib, sys, lyrics; pathlib.Path.rename = lambda *_: os._exit(9); "
-        "lyrics.CopyIndex.build(['春风'], ['a'], pathlib.Path(sys.argv[1]), 'f', 1)"
+        "import os, pathlib, sys; from lyrics.copies import CopyIndex; pathlib.Path.rename = lambda *_: os._exit(9); "
+        "CopyIndex.build(['春风'], ['a'], pathlib.Path(sys.argv[1]), 'f', 1)"
     )
     killed = subprocess.Popen(
-        [sys.executable, "-X", "utf8", "-c", dies, str(tmp_path / "index")], cwd=Path(lyrics.__file__).parent
+        [sys.executable, "-X", "utf8", "-c", dies, str(tmp_path / "index")], cwd=Path(copies.__file__).parent.parent
     )
     assert killed.wait(60) == 9
     (leftover,) = tmp_path.iterdir()

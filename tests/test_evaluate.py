@@ -8,20 +8,38 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forms
 import numpy as np
 import pytest
 import torch
+from forms import FINALS, character_count, copied_beyond, final_class, rhymes_kept
 from tiny import TINY, write_corpus
 
-import checkpoint
+import config
 import evaluate
-import lyrics
 import train
-from config import UserError
 from corpus.cleaning import CLEANING_VERSION
 from corpus.files import CorpusError
-from evaluate import Metric, estimate, mean, quantile, ratio, rhymes_kept, spread, table_of, whole_lines
-from lyrics import CopyIndex
+from lyrics.copies import CopyIndex
+from lyrics.form import LyricsError
+from lyrics.plan import SongPlan
+from lyrics.sound import RHYME_CLASSES, normalise, sung_count
+from measures import (
+    LOSS_METRICS,
+    SONG_METRICS,
+    Metric,
+    distinct,
+    estimate,
+    mean,
+    measure_song,
+    quantile,
+    ratio,
+    spread,
+    table_of,
+    whole_lines,
+)
+from terminal import UserError
+from training import checkpoint
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -44,7 +62,10 @@ def measure(place, capsys, tmp_path):
         capsys.readouterr()
         fixed = ["--checkpoint", str(place / "checkpoints/latest.pt"), "--copy_index", str(place / "copies")]
         fixed += ["--device", "cpu", "--json", str(tmp_path / "e.json")]
-        assert evaluate.main([*fixed, *argv]) == 0
+        if argv[0] in forms.PARTS:  # forms.py 的一部分
+            assert forms.main([argv[0], *fixed, *argv[1:]]) == 0
+        else:
+            assert evaluate.main([*fixed, *argv]) == 0
         out, err = capsys.readouterr()
         lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines()]
         contents = json.loads((tmp_path / "e.json").read_text(encoding="utf-8"))
@@ -66,7 +87,7 @@ def test_a_song_measured_by_hand(tmp_path):
     lines = ["今夜的明月", "远山有雪", "吹过一阵风", "今夜的长夜"]
     training = ["听见歌声吹过一阵风 停了", "远山有人"]
     copies = copies_of(tmp_path, [*training, "今夜的明月远山有雪"], own=2)
-    found = evaluate.measure_song(lines, True, {"吹过一阵风"}, copies)
+    found = measure_song(lines, True, {"吹过一阵风"}, copies)
     assert found["lines"] == 4
     assert found["dominant"] == 3
     assert (found["pairs"], found["rhymed_pairs"]) == (3, 1)
@@ -80,14 +101,14 @@ def test_a_song_measured_by_hand(tmp_path):
 
 def test_repeats_and_distinct(tmp_path):
     """distinct-n（Li 等 2016）：不同的 n 元 / 全部 n 元；只看前 50 字。"""
-    assert evaluate.distinct("天地天地", 1) == 2 / 4
-    assert evaluate.distinct("天地天地", 2) == 2 / 3
-    assert math.isnan(evaluate.distinct("天", 2))
+    assert distinct("天地天地", 1) == 2 / 4
+    assert distinct("天地天地", 2) == 2 / 3
+    assert math.isnan(distinct("天", 2))
     copies = copies_of(tmp_path, ["别的歌"], own=1)
-    found = evaluate.measure_song(["天地玄黄"] * 2, False, set(), copies)
+    found = measure_song(["天地玄黄"] * 2, False, set(), copies)
     assert found["repeated_4"] == pytest.approx(1 / 5)  # 5 个片段里有 4 种
     opening = [chr(0x4E00 + number) for number in range(50)]
-    found = evaluate.measure_song(["".join(opening), opening[0] * 30], False, set(), copies)
+    found = measure_song(["".join(opening), opening[0] * 30], False, set(), copies)
     assert (found["distinct_1"], found["distinct_2"]) == (1.0, 1.0)
 
 
@@ -127,13 +148,13 @@ def test_the_interval_is_the_bootstrap_of_songs():
 
 def test_independent_reading_of_rhyme_and_length():
     """另写的韵母表与 lyrics 的相同；整行注音；字数的算法也相同。"""
-    assert {final: name for name, finals in lyrics.RHYME_CLASSES.items() for final in finals.split()} == evaluate.FINALS
-    assert evaluate.final_class("江上一轮明月。") == "乜斜"
-    assert evaluate.final_class("一起快乐") == "梭坡"  # 不是音乐的乐
-    assert evaluate.final_class("baby") is None
-    assert evaluate.final_class("……") is None
+    assert {final: name for name, finals in RHYME_CLASSES.items() for final in finals.split()} == FINALS
+    assert final_class("江上一轮明月。") == "乜斜"
+    assert final_class("一起快乐") == "梭坡"  # 不是音乐的乐
+    assert final_class("baby") is None
+    assert final_class("……") is None
     for line in ("春风 又绿", "say hello 世界", "1999 年，下雪", "啊！", ""):
-        assert evaluate.character_count(line) == lyrics.sung_count(line)
+        assert character_count(line) == sung_count(line)
 
 
 def test_rhymes_as_asked():
@@ -149,9 +170,9 @@ def test_rhymes_as_asked():
 
 
 def test_copies_found_by_plain_search():
-    assert evaluate.copied_beyond("我说 春风又绿江南岸", 6, "0春风又绿江南岸0")
-    assert not evaluate.copied_beyond("我说 春风又绿江南岸", 7, "0春风又绿江南岸0")
-    assert not evaluate.copied_beyond("春风", 6, "春风又绿")
+    assert copied_beyond("我说 春风又绿江南岸", 6, "0春风又绿江南岸0")
+    assert not copied_beyond("我说 春风又绿江南岸", 7, "0春风又绿江南岸0")
+    assert not copied_beyond("春风", 6, "春风又绿")
 
 
 def test_songs_of_a_stream(place):
@@ -168,14 +189,14 @@ def test_songs_of_a_stream(place):
 def test_one_command_one_table(measure, place):
     """默认的表：损失与 train.py 的相同；每项两边都有；同样的种子结果相同。"""
     table, contents, _ = measure("--songs", "6", "--max_tokens", "30")
-    names = [metric.name for metric in evaluate.LOSS_METRICS + evaluate.SONG_METRICS]
+    names = [metric.name for metric in LOSS_METRICS + SONG_METRICS]
     assert list(table) == ["项目", "---", *names]
     assert table["项目"] == ["模型", "真人"]
     saved = checkpoint.load(place / "checkpoints/latest.pt")
     results = contents["results"]
     assert results["比特/字"]["模型"][0] == pytest.approx(saved["val_bpc"], rel=2e-3)  # 训练时是 bf16
     assert results["留出的损失（nat/词元）"]["模型"][0] == pytest.approx(saved["val_loss"], rel=2e-3)
-    assert all(set(results[metric.name]) == {"模型", "真人"} for metric in evaluate.SONG_METRICS)
+    assert all(set(results[metric.name]) == {"模型", "真人"} for metric in SONG_METRICS)
     assert results["每行字数：平均"]["真人"][0] > 4
     assert len(contents["songs"]["songs"]) == 6
     again = measure("--songs", "6", "--max_tokens", "30")[1]
@@ -194,7 +215,7 @@ def test_human_songs_are_cut_and_measured_after_their_first_line(measure, corpus
 
 
 def test_form_is_kept_and_its_perplexity_stands_beside_free_text(measure):
-    table, contents, _ = measure("--only", "form", "--songs", "3", "--candidates", "3", "--max_tokens", "40")
+    table, contents, _ = measure("form", "--songs", "3", "--candidates", "3", "--max_tokens", "40")
     assert table["项目"] == ["自由写", "1 稿", "3 稿"]
     results = contents["results"]
     for side in ("1 稿", "3 稿"):
@@ -212,7 +233,7 @@ def test_perplexity_counts_what_it_says(place):
     subject = evaluate.load(options)
     length, long = subject.model.config.max_seq_len, "今夜我在风里等你\n" * 30
     texts = ["今夜我\n等你", "", long]
-    found = evaluate.text_nats(subject, texts)
+    found = forms.text_nats(subject, texts)
     for text, nats, tokens in zip(texts, found["nats"], found["tokens"], strict=True):
         ids = torch.tensor(subject.tokenizer.song(text))
         expected = 0.0
@@ -229,17 +250,17 @@ def test_a_form_that_cannot_be_written_counts_as_missed(measure, monkeypatch):
     """写不出来的一首算没有守住，而不是不算。"""
 
     def write(self, composer, max_tokens=None):
-        raise lyrics.LyricsError("没有可用的字")
+        raise LyricsError("没有可用的字")
         yield
 
-    monkeypatch.setattr(lyrics.SongPlan, "write", write)
-    _, contents, err = measure("--only", "form", "--songs", "2", "--max_tokens", "20")
+    monkeypatch.setattr(SongPlan, "write", write)
+    _, contents, err = measure("form", "--songs", "2", "--max_tokens", "20")
     assert contents["results"]["行数、行长合乎要求的行"]["8 稿"][0] == 0.0
     assert "没有写成" in err
 
 
 def test_acrostics_are_exact(measure):
-    table, contents, _ = measure("--only", "acrostic", "--songs", "5")
+    table, contents, _ = measure("acrostic", "--songs", "5")
     assert table["藏头分毫不差"] == ["100.0%（100.0%–100.0%）"]
     heads = ["".join(line[0] for line in song.split("\n")) for song in contents["songs"]["acrostic"]]
     assert len(heads) == 5
@@ -248,7 +269,7 @@ def test_acrostics_are_exact(measure):
 
 def test_copies_stay_within_the_limit(measure):
     """上限之下没有超过的；不限的一边有，查的是真的。"""
-    _, contents, _ = measure("--only", "copy", "--songs", "4", "--max_copy", "1", "--max_tokens", "30")
+    _, contents, _ = measure("copy", "--songs", "4", "--max_copy", "1", "--max_tokens", "30")
     name = "有超过 1 字与语料相同的歌"
     assert contents["results"][name]["不限"][0] > 0
     assert contents["results"][name]["--max_copy 1"] == [0.0, 0.0, 0.0]
@@ -263,7 +284,7 @@ def test_the_index_is_built_once_and_again_when_the_corpus_changes(measure, plac
     tokenizer = checkpoint.restore(checkpoint.load(place / "checkpoints/best.pt"), place)[1]
     copies = CopyIndex.load(place / "copies", tokenizer.fingerprint)
     song = json.loads((corpus / "songs0.json").read_text(encoding="utf-8"))[0]
-    assert copies.longest(lyrics.normalise("".join(song["lyric"]))).length == len("".join(song["lyric"]))
+    assert copies.longest(normalise("".join(song["lyric"]))).length == len("".join(song["lyric"]))
     labels = {copies.label(number) for number in range(30)}
     assert any(label.startswith("《歌") and "》人" in label for label in labels)
     assert any(label.startswith("「") for label in labels)
@@ -278,7 +299,7 @@ def test_a_checkpoint_from_another_machine(place, tmp_path, monkeypatch, capsys)
     contents = checkpoint.load(place / "checkpoints/best.pt")
     contents["config"] |= {"lyrics_dir": str(tmp_path / "gone"), "cache_dir": str(tmp_path / "away"), "eval_iters": "x"}
     checkpoint.save(tmp_path / "best.pt", contents)
-    monkeypatch.setattr(evaluate.configuration, "CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path / "cache"))
     assert evaluate.main(["--checkpoint", str(tmp_path / "best.pt"), "--only", "loss", "--device", "cpu"]) == 0
     err = capsys.readouterr().err
     assert f"gone 不在，改用 {REPOSITORY / 'ChineseLyrics'}" in err
@@ -318,7 +339,6 @@ def test_errors_are_one_line(place, tmp_path, monkeypatch):
         ([*best, "--lyrics_dir", str(tmp_path / "none")], CorpusError, "歌词文件夹不存在"),
         ([*best, "--json", str(tmp_path / "none/e.json")], UserError, "文件夹不存在"),
         ([*best, "--plot", str(tmp_path / "e.pdf")], UserError, "png"),
-        ([*best, "--only", "form", "--line_chars", "七"], lyrics.LyricsError, "--line_chars"),
         ([*best, "--only", "rhyme"], UserError, "--only rhyme"),
     ]
     for argv, kind, message in cases:

@@ -3,20 +3,24 @@
 import errno
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import assert_same_run, metrics
+from tiny import assert_same_run, figures, metrics
 
-import checkpoint
-import runtime
 import train
-from checkpoint import CheckpointError
-from config import UserError
+import training.device
+from model import GPT
+from terminal import UserError
 from train import Trainer
+from training import checkpoint, fallbacks
+from training.checkpoint import CheckpointError
+from training.fallbacks import ForwardBackward
+from training.processes import StopSignals, signal_name
 
 
 def weights(directory: Path, name: str = "latest.pt") -> dict[str, torch.Tensor]:
@@ -43,15 +47,14 @@ def during(monkeypatch, owner, name: str, at: int, number: int = signal.SIGINT, 
 # ---- 信号 ----
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize(
-    ("owner", "name", "at", "saved_at"),
+    ("owner", "name", "at", "saved_at", "number"),
     [
-        (Trainer, "_forward_backward", 5, 5),  # 一步的半中间：做完这一步
-        (Trainer, "validation_loss", 1, 4),  # 评估开始
-        (Trainer, "write_sample", 1, 4),  # 评估后的试写
-        (checkpoint, "save", 2, 4),  # 第 2 次存的是第 4 步的 best.pt
-        (torch, "save", 1, 3),  # 存 latest.pt 的半中间：刚存好，不再多走一步
+        (ForwardBackward, "__call__", 5, 5, signal.SIGINT),  # 一步的半中间：做完这一步
+        (train, "validation_loss", 1, 4, signal.SIGTERM),  # 评估开始
+        (train, "write_sample", 1, 4, signal.SIGHUP),  # 评估后的试写
+        (checkpoint, "save", 2, 4, signal.SIGINT),  # 第 2 次存的是第 4 步的 best.pt
+        (torch, "save", 1, 3, signal.SIGTERM),  # 存 latest.pt 的半中间：刚存好，不再多走一步
     ],
     ids=["step", "evaluation", "sample", "save-best", "save-latest"],
 )
@@ -63,7 +66,7 @@ def test_a_signal_at_any_moment_loses_nothing(run, monkeypatch, owner, name, at,
         code, out, parts = run("parts")
     assert code == 128 + number
     assert "已保存" in out
-    assert runtime.signal_name(number) in out
+    assert signal_name(number) in out
     assert checkpoint.load(parts / "latest.pt", for_resume=True)["iter"] == saved_at
     assert run("parts")[0] == 0
     assert_same_run(whole, parts)
@@ -72,7 +75,7 @@ def test_a_signal_at_any_moment_loses_nothing(run, monkeypatch, owner, name, at,
 def test_an_evaluation_is_put_down_at_once_and_made_up_for(run, monkeypatch):
     """评估可能要几分钟：收到信号不等它算完，下次启动先补上。"""
     calls = []
-    original = train.GPT.loss
+    original = GPT.loss
 
     def loss(self, x, y):
         if not self.training:
@@ -81,7 +84,7 @@ def test_an_evaluation_is_put_down_at_once_and_made_up_for(run, monkeypatch):
                 os.kill(os.getpid(), signal.SIGTERM)
         return original(self, x, y)
 
-    monkeypatch.setattr(train.GPT, "loss", loss)
+    monkeypatch.setattr(GPT, "loss", loss)
     code, _, directory = run("parts", "--micro_batch_size", "1")
     assert code == 128 + signal.SIGTERM
     assert len(calls) == 1
@@ -95,7 +98,7 @@ def test_an_evaluation_is_put_down_at_once_and_made_up_for(run, monkeypatch):
 def test_the_last_evaluation_is_made_up_for_too(run, monkeypatch):
     """停在最后一步的评估里：训练还不算完，再运行就补上，best.pt 总会有。"""
     with monkeypatch.context() as patch:
-        during(patch, Trainer, "validation_loss", 1)
+        during(patch, train, "validation_loss", 1)
         code, _, directory = run("last", "--eval_interval", "100")
     assert code == 130
     code, out, _ = run("last", "--eval_interval", "100")
@@ -105,9 +108,9 @@ def test_the_last_evaluation_is_made_up_for_too(run, monkeypatch):
 
 def test_the_second_signal_ends_at_once(run, monkeypatch):
     """第二次：不再保存，立即结束；上一次存的完好。"""
-    monkeypatch.setattr(train, "StopSignals", lambda **options: runtime.StopSignals(same_seconds=0))
-    during(monkeypatch, Trainer, "_accumulate", 5)
-    during(monkeypatch, Trainer, "_accumulate", 5, after=True)
+    monkeypatch.setattr(train, "StopSignals", lambda *_, **__: StopSignals(same_seconds=0))
+    during(monkeypatch, ForwardBackward, "_accumulate", 5)
+    during(monkeypatch, ForwardBackward, "_accumulate", 5, after=True)
     code, out, directory = run("twice")
     assert code == 130
     assert "没有保存" in out
@@ -140,28 +143,34 @@ def test_a_signal_that_stops_the_compiler_does_not_turn_compiling_off(run, monke
 
 def precision(monkeypatch, dtype: torch.dtype) -> None:
     """让这台机器的混合精度是 dtype（fp16 带梯度缩放）。"""
-    monkeypatch.setattr(runtime, "native_half", lambda device: dtype)
+    monkeypatch.setattr(training.device, "native_half", lambda device: dtype)
 
 
 def spoil(monkeypatch, steps, value: float = math.nan, what: str = "loss") -> None:
     """让这些步（从 1 数）的损失，或只是一个权重的梯度，成为 value。"""
-    original = Trainer._forward_backward
+    original = ForwardBackward.__call__
 
-    def forward_backward(self, x, y):
-        total = original(self, x, y)
-        if self.iteration + 1 in steps:
+    def forward_backward(self, x, y, iteration):
+        total = original(self, x, y, iteration)
+        if iteration + 1 in steps:
             if what == "loss":
                 total = total * value
             else:
                 self.model.norm.weight.grad[0] = value
         return total
 
-    monkeypatch.setattr(Trainer, "_forward_backward", forward_backward)
+    monkeypatch.setattr(ForwardBackward, "__call__", forward_backward)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("what", ["loss", "gradient"])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("dtype", "what", "value"),
+    [
+        (torch.bfloat16, "loss", math.nan),
+        (torch.bfloat16, "gradient", math.inf),
+        (torch.float16, "loss", math.inf),
+        (torch.float16, "gradient", math.nan),
+    ],
+)
 def test_a_bad_step_is_skipped_and_counted(run, monkeypatch, dtype, what, value):
     """损失或梯度成了 nan、inf：这一步不动权重，记一笔，训练继续；检查点里没有 nan。"""
     precision(monkeypatch, dtype)
@@ -232,7 +241,7 @@ def test_skipped_steps_resume_exactly(run, monkeypatch):
     spoil(monkeypatch, {2, 7})
     _, _, whole = run("whole")
     with monkeypatch.context() as patch:
-        during(patch, Trainer, "_forward_backward", 5)
+        during(patch, ForwardBackward, "__call__", 5)
         run("parts")
     run("parts")
     assert_same_run(whole, whole.parent / "parts")
@@ -243,15 +252,16 @@ def test_nan_weights_never_reach_a_checkpoint(run, monkeypatch, value):
     """权重自己坏了（学习率离谱、内存出错）：不存，停下；原来的检查点一字节不动。"""
     _, _, directory = run("kept", "--train_iters", "3")
     before = {name: (directory / name).read_bytes() for name in ("latest.pt", "best.pt")}
-    original = Trainer._step_and_log
+    original = Trainer.step
 
-    def step_and_log(self):
-        original(self)
-        if self.iteration == 4:
+    def step(self):
+        result = original(self)
+        if self.progress.iteration == 4:
             self.model.blocks[1].feed_forward.fc.weight.data[3, 3] = value
+        return result
 
-    monkeypatch.setattr(Trainer, "_step_and_log", step_and_log)
-    monkeypatch.setattr(Trainer, "validation_loss", lambda self: (0.1, 0.1))
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(train, "validation_loss", lambda *_: (0.1, 0.1))
     with pytest.raises(UserError, match="权重里有 nan"):
         run("kept", "--train_iters", "6")
     assert before == {name: (directory / name).read_bytes() for name in before}
@@ -259,7 +269,7 @@ def test_nan_weights_never_reach_a_checkpoint(run, monkeypatch, value):
 
 def test_an_evaluation_that_is_not_a_number(run, monkeypatch):
     """评估得到 nan：不当作最好，也不出错；结束时如实说。"""
-    monkeypatch.setattr(Trainer, "validation_loss", lambda self: (math.nan, math.nan))
+    monkeypatch.setattr(train, "validation_loss", lambda *_: (math.nan, math.nan))
     code, out, directory = run("nan")
     assert code == 0
     assert not (directory / "best.pt").exists()
@@ -313,7 +323,7 @@ def test_a_disk_that_stays_full(run, monkeypatch):
 def test_an_interrupt_on_a_full_disk_does_not_claim_to_have_saved(run, monkeypatch):
     """要退出却存不下：不说「已保存」，报错并说从哪里接着训练。"""
     full_disk(monkeypatch, 2)
-    during(monkeypatch, Trainer, "_forward_backward", 5)
+    during(monkeypatch, ForwardBackward, "__call__", 5)
     with pytest.raises(UserError, match="没能存下"):
         run("full")
 
@@ -321,7 +331,7 @@ def test_an_interrupt_on_a_full_disk_does_not_claim_to_have_saved(run, monkeypat
 def test_best_that_could_not_be_saved_is_tried_again(run, monkeypatch):
     """best.pt 没存下，就不能算有了：下一次评估照样存。"""
     losses = iter([2.0, 3.0, 4.0])
-    monkeypatch.setattr(Trainer, "validation_loss", lambda self: (next(losses), 1.0))
+    monkeypatch.setattr(train, "validation_loss", lambda *_: (next(losses), 1.0))
     full_disk(monkeypatch, 2, 3)
     _, _, directory = run("best")
     assert checkpoint.load(directory / "best.pt")["val_loss"] == 3.0
@@ -331,7 +341,7 @@ def test_best_that_could_not_be_saved_is_tried_again(run, monkeypatch):
 def test_a_small_disk_is_announced_before_training(run, monkeypatch):
     """磁盘装不下检查点：开始时就说；装得下就不说。"""
     free = []
-    monkeypatch.setattr(train.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free[-1]))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free[-1]))
     free.append(10**12)
     assert "请先腾出空间" not in run("large", "--train_iters", "1")[1]
     _, _, directory = run("small", "--train_iters", "1")
@@ -369,7 +379,7 @@ def test_a_second_run_in_the_same_folder_is_refused(run):
 
 def memory_for(monkeypatch, rows: int, from_step: int = 0) -> list[int]:
     """一次前向至多容得下 rows 个序列，多了就是 OutOfMemoryError；返回每次成功的序列数。"""
-    original, sizes = train.GPT.loss, []
+    original, sizes = GPT.loss, []
 
     def loss(self, x, y):
         if self.training:
@@ -381,11 +391,11 @@ def memory_for(monkeypatch, rows: int, from_step: int = 0) -> list[int]:
     original_step = Trainer.step
 
     def step(self):
-        loss.trainer_step = self.steps_taken
+        loss.trainer_step = self.progress.iteration
         return original_step(self)
 
     loss.trainer_step = 0
-    monkeypatch.setattr(train.GPT, "loss", loss)
+    monkeypatch.setattr(GPT, "loss", loss)
     monkeypatch.setattr(Trainer, "step", step)
     return sizes
 
@@ -402,7 +412,7 @@ def test_out_of_memory_halves_the_micro_batch(run, monkeypatch, rows, halvings):
     assert set(sizes) == {rows}
     assert out.count("显存不足：微批次减为") == halvings
     assert f"MICRO_BATCH_SIZE = {rows}" in out
-    for ours, theirs in zip(metrics(split), metrics(whole), strict=True):
+    for ours, theirs in zip(figures(split), figures(whole), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
     for name, weight in weights(whole).items():
         torch.testing.assert_close(weights(split)[name], weight, rtol=1e-3, atol=1e-4)
@@ -425,7 +435,7 @@ def test_out_of_memory_that_halving_cannot_cure(run, monkeypatch):
 
 def test_out_of_memory_later_is_an_error(run, monkeypatch):
     """过了头几步才不足（别的程序占了显存）：停下，给出办法，上一次存的完好。"""
-    monkeypatch.setattr(train, "ADAPTING_STEPS", 2)
+    monkeypatch.setattr(fallbacks, "ADAPTING_STEPS", 2)
     memory_for(monkeypatch, 2, from_step=7)
     with pytest.raises(UserError, match="显存不足"):
         run("late")

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
-from test_data import VERSE, Workshop, make_lines, make_song, write_json
-from test_fuzz import limit
+from hostile import limit
+from workshop import VERSE, Workshop, make_lines, make_song, write_json
 
 from corpus.cleaning import Song, clean_song
 from corpus.files import CorpusError, find_files
@@ -131,6 +131,7 @@ COLLECTIONS = {
     "headings": joined("# 甲", FIRST, "", "# 乙", SECOND, "", "# 丙", THIRD),
     "fields": joined("歌名：甲", "歌手：人", FIRST, "歌名：乙", "歌手：人", SECOND, "歌名：丙", "歌手：人", THIRD),
     "rules": joined("甲", FIRST, "--------", "乙", SECOND, "--------", "丙", THIRD),
+    "ruled titles": joined("----", "甲", "----", FIRST, "----", "乙", "----", SECOND, "----", "丙", "----", THIRD),
     "blank lines": joined("甲", "", FIRST, "", "", "", "乙", "", SECOND, "", "", "", "丙", "", THIRD),
 }
 
@@ -150,7 +151,7 @@ SINGLE = {
     "stanzas": joined(FIRST, "", SECOND, "", FIRST),
     "wide stanzas": joined(FIRST, "", "", "", SECOND, "", "", "", FIRST),
     "ruled stanzas": joined(FIRST, "----", SECOND, "----", FIRST),
-    "book titles sung": joined(FIRST, "《红楼梦》", "《水浒传》", SECOND),
+    "book titles sung": joined(FIRST, "《红楼梦》", SECOND, "《水浒传》", THIRD),
     "windows": VERSE.replace("\n", "\r\n\r\n"),
     "short refrain": joined("走吧", FIRST, "", "", "", "走吧", SECOND, "", "", "", "走吧", THIRD),
 }
@@ -354,6 +355,11 @@ def test_texts_of_one_and_of_many(tmp_path, text, wanted):
 def test_two_songs_in_one_lrc_do_not_mix(tmp_path):
     one, two = ("\n".join(f"[00:1{n}.00]{line}" for n, line in enumerate(text.split("\n"))) for text in (A, B))
     assert read(tmp_path, "x.lrc", f"[ti:春风]\n{one}\n\n[ti:山河]\n{two}") == [("春风", "", A), ("山河", "", B)]
+
+
+def test_answer_of_a_lyrics_site(tmp_path):
+    lyric = "\n".join(f"[00:1{number}.00]{line}" for number, line in enumerate(A.split("\n")))
+    assert read(tmp_path, "春风.lrc", json.dumps({"code": 200, "lrc": {"lyric": lyric}})) == [("春风", "", A)]
 
 
 TABLES = {

@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny import write_corpus
 
-import checkpoint
-from checkpoint import CheckpointError
-from config import UserError
+from terminal import UserError
+from training import checkpoint
+from training.checkpoint import CheckpointError
 
 
 @pytest.fixture

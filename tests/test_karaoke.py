@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
-from test_data import VERSE, make_lines
+from workshop import VERSE, make_lines
 
 from corpus.cleaning import RawSong, Song, clean_song, clean_text
 from corpus.files import CorpusError

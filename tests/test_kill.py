@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_a_few_kills_change_nothing():
     """随机的时刻 kill -9 几次：留下的文件都完好，接着训完与没受打扰的逐位相同。"""
     script = Path(__file__).resolve().parent / "kill.py"

@@ -9,13 +9,16 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from test_inference import LINES, copied, copies, settings, tokenizer, trained, writer  # noqa: F401
+from small_writer import copied, settings
 
 import inference
-import lyrics
-from config import UserError
-from inference import Conversation, Settings, Song, Writer
-from lyrics import LyricsError
+from inference import Conversation, Printer
+from lyrics.form import LyricsError
+from lyrics.sound import lines_of, rhyme_class, sung_count
+from terminal import UserError
+from writing.loading import open_copies
+from writing.settings import Settings
+from writing.writer import Song, Writer
 
 HOLDS, REFUSED = "守", "拒"
 START = "我在风里"
@@ -25,7 +28,7 @@ Check = Callable[[Writer, Settings, list[Song]], bool]
 
 
 def sung(song: Song) -> list[str]:
-    return lyrics.lines_of(song.text)
+    return lines_of(song.text)
 
 
 def per_round(song: Song, count: int) -> bool:
@@ -39,7 +42,7 @@ def tokens_written(model: Writer, asked: Settings, song: Song) -> int:
 
 def rhymes(song: Song, scheme: str) -> bool:
     """每四行里同字母同韵、不同字母不同韵。"""
-    classes = [lyrics.rhyme_class(line) for line in sung(song)]
+    classes = [rhyme_class(line) for line in sung(song)]
     letters = [scheme[place % len(scheme)] for place in range(len(classes))]
     found = {letter: {kind for kind, own in zip(classes, letters, strict=True) if own == letter} for letter in letters}
     return all(len(kinds) == 1 for kinds in found.values()) and len(set(map(frozenset, found.values()))) == len(found)
@@ -67,11 +70,11 @@ PROMISES: dict[str, tuple[dict, Check]] = {
     "lines": ({"lines": 4}, lambda w, s, songs: all(per_round(song, 4) for song in songs)),
     "line_chars": (
         {"line_chars": "5", **FREE},
-        lambda w, s, songs: all(lyrics.sung_count(line) == 5 for song in songs for line in sung(song)),
+        lambda w, s, songs: all(sung_count(line) == 5 for song in songs for line in sung(song)),
     ),
     "lines、line_chars": (
         {"lines": 4, "line_chars": "5"},
-        lambda w, s, songs: all(lyrics.sung_count(line) == 5 for song in songs for line in sung(song)),
+        lambda w, s, songs: all(sung_count(line) == 5 for song in songs for line in sung(song)),
     ),
     "rhyme": (
         {"lines": 4, "line_chars": "4", "rhyme": "auto"},
@@ -111,19 +114,19 @@ PROMISES: dict[str, tuple[dict, Check]] = {
 MODES = ("一首", "几首", "管道", "/more", "/again", "/lock", "/rewrite")
 
 
-def written(writer: Writer, asked: Settings, mode: str, monkeypatch) -> list[Song]:  # noqa: F811
+def written(writer: Writer, asked: Settings, mode: str, monkeypatch) -> list[Song]:
     """照一种写法写，返回歌。温度 0 的换一个种子再写一遍，放在后面。"""
     if mode == "管道":
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{START}\n".encode())))
         for prompt in inference._prompts_from_pipe():
-            inference.print_songs(writer, prompt, asked)
+            Printer(writer).write(prompt, asked)
         return list(writer.songs)
     if mode in ("一首", "几首"):
         if mode == "几首":
             asked = inference.dataclasses.replace(asked, num_samples=3)
-        inference.print_songs(writer, START, asked)
+        Printer(writer).write(START, asked)
         return list(writer.songs)
-    talk = Conversation(writer, asked)
+    talk = Conversation(Printer(writer), asked)
     talk.answer(START)
     if mode == "/lock":
         talk.answer("/lock 1")
@@ -138,9 +141,9 @@ def written(writer: Writer, asked: Settings, mode: str, monkeypatch) -> list[Son
 
 
 @pytest.fixture
-def outcome(writer, copies, monkeypatch):  # noqa: F811
+def outcome(writer, copies, monkeypatch):
     """outcome(要求, 写法) → 守、拒，或说明哪里没有守。"""
-    writer.open_copies(copies, True)
+    writer.copies = open_copies(copies, writer.tokenizer, True)
 
     def call(promise: str, mode: str) -> str:
         changes, holds = PROMISES[promise]
@@ -173,4 +176,3 @@ def test_table_of_promises(outcome):
     assert third == {}
     refused = {promise for promise, row in table.items() if REFUSED in row}
     assert refused <= {"lines 与 max_tokens", "lines 与 min_tokens"}, refused
-    assert LINES

@@ -9,8 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import runtime
-from runtime import DeviceError, Display, Processes, Runtime, StopSignals, duration, pick_device
+import terminal
+from terminal import Display, duration
+from training import processes
+from training.device import DeviceError, Runtime, _peak_of, has_accelerator, pick_device, seed_step
+from training.processes import CommunicationError, PeerError, Processes, StopSignals, _expecting_peers
 
 NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -25,10 +28,10 @@ def test_auto_takes_the_best_there_is(monkeypatch):
     """auto：有 CUDA 用 CUDA，否则 mps，否则 CPU。"""
     without_accelerator(monkeypatch)
     assert pick_device("auto") == torch.device("cpu")
-    assert not runtime.has_accelerator()
+    assert not has_accelerator()
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert pick_device("auto").type == "mps"
-    assert runtime.has_accelerator()
+    assert has_accelerator()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert pick_device("auto").type == "cuda"
@@ -90,7 +93,7 @@ def test_each_step_has_its_own_random_numbers():
     """随机性是 (seed, step) 的函数：同一步相同，换一步或换种子不同。"""
     drawn = []
     for seed, step in ((1, 5), (1, 5), (1, 6), (2, 5)):
-        runtime.seed_step(seed, step)
+        seed_step(seed, step)
         drawn.append(torch.rand(4).tolist())
     assert drawn[0] == drawn[1]
     assert len({tuple(numbers) for numbers in drawn}) == 3
@@ -134,7 +137,7 @@ class Terminal:
 def clock(monkeypatch):
     """手拨的钟，和 20 列宽的终端。"""
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(runtime, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(terminal, "time", SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((20, 5)))
     return clock
 
@@ -219,7 +222,7 @@ def test_the_first_signal_is_remembered_the_second_stops(number):
 def test_signals_that_come_together_are_one(monkeypatch, number):
     """内核、shell、torchrun 几乎同时各发一次的，算一次：不能因此不保存就退出；过了这一刻才算第二次。"""
     clock = SimpleNamespace(now=50.0)
-    monkeypatch.setattr(runtime, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(processes, "time", SimpleNamespace(monotonic=lambda: clock.now))
     said = []
     with StopSignals(same_seconds=1.0, say=said.append).installed() as stop:
         stop.graceful = True
@@ -277,14 +280,14 @@ def test_handlers_are_restored():
 )
 def test_peak_needs_the_exact_model(name, peak):
     """峰值只给表里那一款：名字相近的别的卡不报 MFU。"""
-    assert runtime._peak_of(name) == peak
+    assert _peak_of(name) == peak
 
 
 def test_ignored_signals_stay_ignored():
     """nohup 启动时 SIGHUP 不起作用，训练不该改掉它。"""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with runtime.StopSignals().installed() as stop:
+        with StopSignals().installed() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
             assert stop.received is None
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -295,15 +298,23 @@ def test_ignored_signals_stay_ignored():
 @pytest.mark.parametrize(
     ("message", "error"),
     [
-        ("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234\nmore", runtime.PeerError),
-        ("Broken pipe", runtime.PeerError),
-        ("NCCL error: unhandled cuda error, NCCL version 2.21\nncclUnhandledCudaError: ...", runtime.DeviceError),
-        ("Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 4000", runtime.DeviceError),
+        ("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234\nmore", PeerError),
+        ("Broken pipe", PeerError),
+        ("NCCL error: unhandled cuda error, NCCL version 2.21\nncclUnhandledCudaError: ...", CommunicationError),
+        ("Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 4000", CommunicationError),
     ],
 )
 def test_only_a_lost_connection_is_another_process(message, error):
     """连接断了才是「另一个进程先结束了」；别的通信错误说出它的第一行。"""
-    with pytest.raises(error) as caught, runtime._expecting_peers():
+    with pytest.raises(error) as caught, _expecting_peers():
         raise RuntimeError(message)
     assert message.partition("\n")[0] in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_urgent_without_a_terminal(monkeypatch):
+    """笔记本的标准流没有底下的缓冲：急话也显示在笔记本里，而不是内核的终端上。"""
+    shown = []
+    stream = SimpleNamespace(write=lambda text: shown.append(text), flush=lambda: None, isatty=lambda: False)
+    Display(stream).urgent("收到 Ctrl-C")
+    assert "".join(shown) == "收到 Ctrl-C\n"

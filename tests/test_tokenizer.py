@@ -46,7 +46,7 @@ likely_text = st.lists(
 def with_awkward_examples(test):
     for text in AWKWARD:
         test = example(text)(test)
-    return settings(max_examples=150, deadline=None)(given(any_text | likely_text)(test))
+    return settings(max_examples=150)(given(any_text | likely_text)(test))
 
 
 def verses(seed: int, lines: int, alphabet=LETTERS) -> list[str]:
@@ -81,7 +81,7 @@ def test_text_never_becomes_control(bpe, text):
     assert not (controls(bpe) | {bpe.unk_id}) & set(bpe.encode(text))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(any_text | likely_text, max_size=8))
 def test_batch_equals_single(bpe, texts):
     """整批编码与逐个编码相同：训练语料与用户的开头用同一种切法。"""
@@ -136,7 +136,7 @@ def test_streaming_equals_text(bpe, text):
     assert streamed(bpe, bpe.encode(text)) == text
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_streaming_any_tokens(bpe, data):
     """任意词元序列（乱的字节、控制词元）：与 decode 一致，从不写出半个字或 U+FFFD。"""

@@ -43,7 +43,7 @@ def stop_at(monkeypatch, iteration: int, number: int = signal.SIGINT) -> None:
 
     def step(self):
         result = original(self)
-        if self.iteration == iteration and not sent:
+        if self.progress.iteration == iteration and not sent:
             sent.append(True)
             os.kill(os.getpid(), number)
         return result
@@ -58,7 +58,7 @@ def crash_at(monkeypatch, iteration: int) -> None:
 
     def step(self):
         result = original(self)
-        if self.iteration == iteration and not crashed:
+        if self.progress.iteration == iteration and not crashed:
             crashed.append(True)
             raise ZeroDivisionError
         return result
@@ -70,6 +70,11 @@ def metrics(directory: Path) -> list[dict]:
     wall_clock = ("time", "tokens_per_s", "peak_memory_gb", "mfu")
     events = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{key: value for key, value in event.items() if key not in wall_clock} for event in events]
+
+
+def figures(directory: Path) -> list[dict]:
+    """记录里的数，不含试写的歌词：两边只是近似相同时比它们。"""
+    return [{key: value for key, value in event.items() if not isinstance(value, str)} for event in metrics(directory)]
 
 
 def assert_identical(a, b, path="") -> None:

@@ -1,0 +1,37 @@
+"""训练的进度。"""
+
+import secrets
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+
+@dataclass
+class Progress:
+    """训练的进度：除模型、优化器之外，接着训练所需的一切。
+
+    Attributes:
+        iteration: 已完成的优化步数。
+        evaluation_due: 这一步之后该评估，还没有评估完。
+        skipped_steps: 损失或梯度不是有限的数而跳过的步数。
+    """
+
+    seed: int
+    run_id: str = field(default_factory=lambda: secrets.token_hex(8))
+    iteration: int = 0
+    evaluation_due: bool = False
+    skipped_steps: int = 0
+    val_loss: float | None = None
+    val_bpc: float | None = None
+    best_val_loss: float | None = None
+    best_val_bpc: float | None = None
+
+    @classmethod
+    def stored_in(cls, previous: dict[str, Any]) -> "Progress":
+        same = {each.name: previous[each.name] for each in fields(cls) if each.name not in ("seed", "iteration")}
+        return cls(seed=previous["rng"]["seed"], iteration=previous["iter"], **same)
+
+    def as_contents(self) -> dict[str, Any]:
+        """latest.pt 里在 best.pt 之外的那些。"""
+        mine = asdict(self)
+        del mine["iteration"], mine["val_loss"], mine["val_bpc"]  # best.pt 里也有
+        return {"rng": {"seed": mine.pop("seed")}} | mine  # 每步的随机性由 (种子, 步数) 决定

@@ -1,0 +1,112 @@
+"""CUDA 上把解码的一步录成图再重放。"""
+
+import math
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from generation import Step, TorchStep
+from model import GPT, KVCache
+
+
+class StaticCache(KVCache):
+    """另一个 KV 缓存的固定形状：位置是设备上的张量，每次接一个词元，看遍整个容量而遮住后面。
+
+    每步的形状与地址都不变，所以可以录成 CUDA 图。写入哪里由 `position` 定，不由 `length`。
+    """
+
+    def __init__(self, cache: KVCache) -> None:
+        self.__dict__.update(cache.__dict__)  # 同一块内存
+        self.entries[:, :, :, :, self.length :] = 0  # 遮住的也要乘以零，不能是 nan
+        self.places = torch.arange(self.capacity, device=self.entries.device)
+        self.position = self.places[self.length : self.length + 1].clone()  # (1,)
+
+    def angles(self, count: int) -> tuple[Tensor, Tensor]:
+        cos, sin = self.rope
+        return cos.index_select(0, self.position), sin.index_select(0, self.position)
+
+    def mask(self, count: int) -> Tensor:
+        hidden = (self.places > self.position).view(1, 1, 1, -1)
+        return torch.zeros(hidden.shape, dtype=self.entries.dtype, device=hidden.device).masked_fill(hidden, -math.inf)
+
+    def advance(self, count: int) -> None:
+        pass
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = self.layers[layer]
+        return keys.index_copy_(2, self.position, k), values.index_copy_(2, self.position, v)
+
+
+def worth_recording(device: torch.device, wanted: bool | None, tokens: int, songs: int) -> bool:
+    """要不要录；wanted 为 None 时自定：录一次约合十来步，太短不值；批次大到一步的时间不在启动上时也不值。"""
+    return device.type == "cuda" and (tokens >= 32 and songs <= 64 if wanted is None else wanted)
+
+
+def record(step: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
+    """把一步录成 CUDA 图：返回重放它的函数，与每次重放后结果所在的张量。"""
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # 录之前先在旁边的流上走几步，让各个库备好工作区
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = step()
+    return graph.replay, result
+
+
+class GraphStep:
+    """解码一步的 CUDA 图（`generation.Step`）。GPU 上一步的两百多个内核各只有几微秒，时间花在逐个启动上；图只启动一次。
+
+    写完的歌留在批次里，结果不用：换了形状就要重录，所以写完一半才缩小批次。
+    """
+
+    def __init__(self, model: GPT, cache: KVCache) -> None:
+        self.model, self.cache = model, cache
+        self._record()
+
+    def _record(self) -> None:
+        self.static = StaticCache(self.cache)
+        device, count = self.cache.entries.device, self.cache.entries.size(2)
+        self.rows = torch.arange(count, device=device)  # 还在写的
+        self.token = torch.zeros(count, 1, dtype=torch.int64, device=device)
+        step = TorchStep(self.model, self.static)
+        self.replay, self.logits = record(lambda: step(self.token[:, 0]), device)
+
+    def __call__(self, token: Tensor) -> Tensor:
+        self.token[self.rows] = token[:, None]
+        self.static.position.fill_(self.cache.length)
+        self.replay()
+        self.cache.length += 1
+        return self.logits[self.rows]
+
+    def keep_rows(self, rows: Tensor) -> None:
+        self.rows = self.rows[rows]
+        if 2 * len(self.rows) <= self.cache.entries.size(2):
+            self.cache.keep_rows(self.rows)
+            if self.cache.length < self.cache.capacity:
+                self._record()
+
+
+def recorded_step(model: GPT, cache: KVCache) -> Step:
+    """录好的一步；录不成，或试一步与逐个启动内核的结果不符，说明原因，仍用 `TorchStep`。"""
+    length, plain = cache.length, TorchStep(model, cache)
+    token = torch.zeros(cache.entries.size(2), dtype=torch.int64, device=cache.entries.device)
+    expected = plain(token).float()
+    cache.length = length  # 试写的不算，之后会盖掉
+    try:
+        graph = GraphStep(model, cache)
+        found = graph(token).float()
+        if (found - expected).norm() <= 0.05 * expected.norm():
+            return graph
+        problem = "结果不符"
+    except RuntimeError as error:
+        problem = str(error)
+    finally:
+        cache.length = length
+    warnings.warn(f"用不了 CUDA 图，照旧逐个启动内核：{problem}", stacklevel=2)
+    return plain

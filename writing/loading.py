@@ -1,0 +1,64 @@
+"""从检查点到可以写歌的模型。"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from lyrics.copies import CopyIndex
+from lyrics.form import LyricsError
+from tokenizer import Tokenizer
+from training import checkpoint
+from training.checkpoint import CheckpointError
+from training.device import DeviceError, device_name, native_half, pick_device
+from writing.kernels import fastest_dtype, prepare_for_writing
+from writing.writer import Writer
+
+
+class Loaded(NamedTuple):
+    """备好的模型。
+
+    Attributes:
+        dtype: 所用的精度。
+        about: 载入了什么的一句话。
+    """
+
+    writer: Writer
+    device: torch.device
+    dtype: str
+    about: str
+
+
+def load_writer(path: Path, device_flag: str, dtype: str) -> Loaded:
+    """读检查点，备好模型。
+
+    Raises:
+        CheckpointError, DeviceError: 见各自的说明；不在 CPU 上而要 int8 也是 DeviceError。
+    """
+    device = pick_device(device_flag)
+    if not path.is_file():
+        raise CheckpointError(f"找不到检查点：{path}\n请先训练（python train.py），或用 --checkpoint 指明文件")
+    contents = checkpoint.load(path)
+    model, tokenizer = checkpoint.restore(contents, path)
+    chosen = "（auto 选定）" if dtype == "auto" else ""
+    dtype = fastest_dtype(device, native_half(device)) if dtype == "auto" else dtype
+    if dtype == "int8" and device.type != "cpu":
+        raise DeviceError(f"--dtype int8 只用于 CPU：{device_name(device)} 请用 bf16 或 fp16")
+    model = prepare_for_writing(model.to(device), dtype)
+    bpc = f"，验证 {contents['val_bpc']:.3f} 比特/字" if contents["val_bpc"] is not None else ""
+    about = f"已载入 {path}（第 {contents['iter']} 步{bpc}）· {device_name(device)} · {dtype}{chosen}"
+    return Loaded(Writer(model, tokenizer), device, dtype, about)
+
+
+def open_copies(folder: Path, tokenizer: Tokenizer, required: bool) -> CopyIndex | None:
+    """读语料的索引。
+
+    Raises:
+        LyricsError: 需要而没有，或是别的语料的。
+    """
+    found = CopyIndex.load(folder, tokenizer.fingerprint)
+    if required and found is None:
+        raise LyricsError(
+            f"没有这个模型的语料索引：{folder}\n请先运行 python evaluate.py --only index --checkpoint 检查点"
+        )
+    return found

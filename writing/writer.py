@@ -1,0 +1,264 @@
+"""一首正在写的歌：设置、写、接着写、改一行、留住几行、查照抄。"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+import generation
+from lyrics.constraint import LONGEST_LINE, LineRule, Vocabulary
+from lyrics.copies import CopyIndex
+from lyrics.form import Form
+from lyrics.plan import SongPlan
+from lyrics.sound import lines_of, normalise, rhyme_class, sung_count
+from model import GPT
+from tokenizer import StreamingDecoder, Tokenizer
+from writing.cuda_graph import recorded_step, worth_recording
+from writing.drafts import Composer, Draft
+from writing.settings import Settings
+
+REWRITINGS = 5  # 改一行时给出几种写法
+
+REWRITING_DRAFTS = 24  # 从几稿里挑
+
+FOLLOWING_LINES = 2  # 改一行时，看它与后面几行接不接得上
+
+Show = Callable[[str], None]  # 收新写出的文字
+
+
+def _unheard(text: str) -> None:
+    """几首一起写时，写到一半的不给人看。"""
+
+
+@dataclass
+class Song:
+    """写出的一首。
+
+    Attributes:
+        tokens: 从 `<s>` 起的全部词元。
+        text: 歌词正文，含开头。
+        decoder: 这首歌的流式解码；停在半个字上时留着没到齐的字节，接着写时补全。
+        ended: 是否由模型自己收尾（写出 `</s>`）。
+    """
+
+    tokens: list[int]
+    text: str
+    decoder: StreamingDecoder
+    ended: bool = False
+
+
+class Writer:
+    """模型与分词器：从开头写出歌词。"""
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer, copies: CopyIndex | None = None) -> None:
+        self.model, self.tokenizer, self.copies = model, tokenizer, copies
+        self.cuda_graph: bool | None = None  # None：自定
+        self.count: Callable[[int], None] = lambda tokens: None  # 每写出几个词元就调用一次
+        self.songs: list[Song] = []  # 最近写的；中途停下时是已写的部分
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer.token_bytes, self.tokenizer.newline_id, self.tokenizer.eos_id)
+
+    def start(self, prompt: str, settings: Settings) -> list[Song]:
+        tokens = self.tokenizer.song(prompt, settings.title or "", settings.singer or "")
+        return [Song(list(tokens), prompt, StreamingDecoder(self.tokenizer)) for _ in range(settings.num_samples)]
+
+    def write(self, prompt: str, settings: Settings, seed: int, show: Show) -> list[Song]:
+        """从 prompt 写 num_samples 首；只写一首时，show 随写随收文字（不含 prompt）。"""
+        self.songs = self.start(prompt, settings)
+        if not settings.line_by_line():
+            self._continue(self.songs, settings, seed, show)
+            return self.songs
+        for number, song in enumerate(self.songs):
+            quiet = len(self.songs) > 1
+            self.compose(song, settings, generation.song_seed(seed, number), _unheard if quiet else show)
+        return self.songs
+
+    def composer(self, tokens: Sequence[int], settings: Settings, seed: int) -> Composer:
+        """前文是 tokens 的 Composer。"""
+        tokenizer = self.tokenizer
+        return Composer(
+            self.model,
+            tokens,
+            settings.sampling(seed),
+            ends=[tokenizer.newline_id, tokenizer.eos_id],
+            banned_ids=tokenizer.never_written,
+            refused_ids=tokenizer.control_characters,
+            unpunished_ids=[tokenizer.newline_id],
+            candidates=settings.candidates,
+        )
+
+    def plan(self, form: Form, settings: Settings, prompt: str = "", fixed: dict[int, str] | None = None) -> SongPlan:
+        return SongPlan(
+            form,
+            self.vocabulary,
+            self.tokenizer.encode,
+            prompt,
+            self.copies,
+            settings.max_copy,
+            fixed or {},
+            min_tokens=settings.min_tokens,
+        )
+
+    def compose(
+        self,
+        song: Song,
+        settings: Settings,
+        seed: int,
+        show: Show,
+        form: Form | None = None,
+        fixed: dict[int, str] | None = None,
+    ) -> None:
+        """照句式接着 song 的开头，一行一行地写。
+
+        Raises:
+            LyricsError: 句式与开头或词表不合，或有一行写不出来。
+        """
+        form = form or settings.form()
+        plan = self.plan(form, settings, song.text, fixed)
+        counted, limit = 0, settings.budget if form.lines is None else None
+        try:
+            for text in plan.write(self.composer(song.tokens, settings, seed), limit):
+                song.text += text
+                show(text)
+                self.count(plan.tokens - counted)
+                counted = plan.tokens
+        finally:  # 中途停下的也能接着写
+            self.replace_text(song, song.text, settings)
+            song.ended = plan.ended
+
+    def replace_text(self, song: Song, text: str, settings: Settings) -> None:
+        """这首歌换成 text，词元随之重来。"""
+        song.text, song.decoder = text, StreamingDecoder(self.tokenizer)
+        song.tokens = self.tokenizer.song(text, settings.title or "", settings.singer or "")
+
+    def replace_line(self, song: Song, number: int, line: str, settings: Settings) -> None:
+        """第 number 行（从 1 起，空行不算）换成 line。"""
+        every = song.text.split("\n")
+        places = [index for index, text in enumerate(every) if text.strip()]
+        every[places[number - 1]] = line
+        self.replace_text(song, "\n".join(every), settings)
+
+    def write_the_rest(
+        self, before: Song, locked: Collection[int], prompt: str, settings: Settings, seed: int, show: Show
+    ) -> Song:
+        """留住 before 的这些行（从 1 起），其余从 prompt 重写，行数不变。没有写完就仍是 before。"""
+        lines = lines_of(before.text)
+        form = dataclasses.replace(settings.form(), lines=len(lines))
+        if not form.lengths:
+            form = dataclasses.replace(form, lengths=((1, max(LONGEST_LINE, *map(sung_count, lines))),))
+        fixed = {number - 1: lines[number - 1] for number in locked}
+        prompt = "" if 0 in fixed else prompt
+        song = self.start(prompt, dataclasses.replace(settings, num_samples=1))[0]
+        show(prompt)
+        self.songs = [before]
+        self.compose(song, settings, seed, show, form, fixed)
+        self.songs = [song]
+        return song
+
+    def rewritings(self, text: str, number: int, settings: Settings, seed: int) -> list[str]:
+        """第 number 行（从 1 起）的另几种写法：同样的字数与韵，与前后的行接得上；好的在前。"""
+        lines = lines_of(text)
+        index, old = number - 1, lines[number - 1]
+        plan = self.plan(Form(), settings)
+        for line in lines[:index]:
+            plan.add(line)
+        rhyme, count = rhyme_class(old), max(1, sung_count(old))
+        rule = LineRule(
+            count,
+            count,
+            frozenset({rhyme}) if rhyme else None,
+            (settings.acrostic or "")[index:number],
+            number == len(lines),
+        )
+        header = self.tokenizer.song(
+            "".join(line + "\n" for line in lines[:index]), settings.title or "", settings.singer or ""
+        )
+        composer = self.composer(header, settings, seed)
+        drafts = composer.drafts(lambda: plan.constraint(index, rule=rule), REWRITING_DRAFTS, rule.longest)
+        after = lines[number:]
+        used = {normalise(line) for line in lines}
+        sung_after = normalise("".join(after))[: settings.max_copy]
+        options: dict[str, Draft] = {}
+        for draft in drafts:
+            sung = normalise(draft.constraint.text)
+            if sung not in used and not plan.copied(sung + sung_after, len(sung_after)):
+                options.setdefault(draft.constraint.text, draft)
+        if not options:
+            return []
+        following = self.tokenizer.encode("\n".join(after[:FOLLOWING_LINES])) if after else []
+        scores = composer.score([[*draft.tokens, *following] for draft in options.values()])
+        return [text for _, text in sorted(zip(scores, options, strict=True), reverse=True)][:REWRITINGS]
+
+    def copied_lines(self, text: str) -> Iterable[str]:
+        """逐行：与语料最长的相同处，出自哪一首。"""
+        assert self.copies is not None  # 要查照抄时都先备好了索引
+        for number, line in enumerate(lines_of(text), 1):
+            sung = normalise(line)
+            span = self.copies.longest(sung)
+            if span.length:
+                same = sung[span.start : span.start + span.length]
+                yield f"第 {number} 行 {span.length} 字相同：「{same}」，{self.copies.label(span.song)}"
+            else:
+                yield f"第 {number} 行没有相同的字"
+
+    def extend(self, song: Song, settings: Settings, seed: int, show: Show) -> None:
+        """接着写一首；已收尾的另起一行。"""
+        self.songs = [song]
+        if settings.line_by_line():
+            self._compose_more(song, settings, seed, show)
+            return
+        if song.ended:
+            song.tokens.append(self.tokenizer.newline_id)
+            newline = song.decoder.push(self.tokenizer.newline_id)
+            song.text += newline
+            song.ended = False
+            show(newline)
+        self._continue(self.songs, settings, seed, show)
+
+    def _compose_more(self, song: Song, settings: Settings, seed: int, show: Show) -> None:
+        """照同样的要求接着写：定了行数的再写一遍那么多行（没写完的先写完），韵与行长接着数，照抄、最少词元照守。"""
+        form = settings.form()
+        if form.lines is not None:
+            times = len(lines_of(song.text)) // form.lines + 1
+            form = dataclasses.replace(form, lines=form.lines * times, sections=form.sections * times)
+        if song.text and (song.ended or form.given) and not song.text.endswith("\n"):
+            song.text += "\n"
+            show("\n")
+        self.replace_text(song, song.text, settings)
+        song.ended = False
+        self.compose(song, settings, seed, show, form)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embedding.weight.device
+
+    def _make_step(self, tokens: int, songs: int) -> generation.MakeStep:
+        graph = worth_recording(self.device, self.cuda_graph, tokens, songs)
+        return recorded_step if graph else generation.TorchStep
+
+    def _continue(self, songs: list[Song], settings: Settings, seed: int, show: Show) -> None:
+        before = [len(song.tokens) for song in songs]
+        for step in generation.generate(
+            self.model,
+            list(songs[0].tokens),
+            settings.sampling(seed),
+            stop_id=self.tokenizer.eos_id,
+            banned_ids=self.tokenizer.never_written,
+            refused_ids=self.tokenizer.control_characters,
+            unpunished_ids=[self.tokenizer.newline_id],
+            num_samples=len(songs),
+            make_step=self._make_step(settings.budget, len(songs)),
+        ):
+            self.count(len(step))
+            for row, token in step:
+                songs[row].tokens.append(token)
+                text = songs[row].decoder.push(token)
+                songs[row].text += text
+                if len(songs) == 1 and text:
+                    show(text)
+        for song, length in zip(songs, before, strict=True):
+            song.ended = len(song.tokens) - length < settings.budget
