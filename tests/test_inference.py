@@ -339,12 +339,8 @@ def test_bad_flags(fail, trained, flags, named):
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--line_chars", "七"], "--line_chars"),
         (["--rhyme", "江洋"], "江阳"),
-        (["--rhyme_scheme", "A-B"], "--rhyme_scheme"),
-        (["--acrostic", "abc"], "--acrostic"),
         (["--acrostic", "龘"], "「龘」"),
-        (["--structure", "副歌"], "--structure"),
         (["--structure", "主歌4", "--lines", "3"], "4 行"),
         (["--lines", "0"], "--lines 0"),
         (["--candidates", "0"], "--candidates 0"),

@@ -193,10 +193,6 @@ def test_rewriting_the_end_of_a_long_song(form_talk, writer):
     ("line", "named"),
     [
         ("/set rhyme 江洋", "江阳"),
-        ("/set rhyme_scheme A1", "rhyme_scheme"),
-        ("/set line_chars 0", "line_chars"),
-        ("/set acrostic abc", "acrostic"),
-        ("/set structure 副歌", "structure"),
         ("/set structure 主歌3", "3 行"),
         ("/set lines 0", "lines"),
         ("/set max_copy 4", "索引"),

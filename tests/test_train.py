@@ -17,7 +17,6 @@ import train
 import training.data
 from terminal import UserError, run_script
 from training import checkpoint
-from training.device import DeviceError
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -171,29 +170,6 @@ def test_an_ignored_signal_leaves_the_others(run, monkeypatch, number):
         signal.signal(number, before)
     assert code == 128 + signal.SIGTERM
     assert checkpoint.load(directory / "latest.pt", for_resume=True)["iter"] == 5
-
-
-def test_bad_values_exit_with_2_and_no_traceback(tmp_path):
-    """命令行有误：全部问题列在一次报错里，退出码 2。"""
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "train.py"), "--batch_sise", "4", "--dropout", "2", "--resume", "yes"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 2
-    assert "--batch_size" in done.stderr
-    assert "--dropout 2" in done.stderr
-    assert "--resume yes" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("device", ["cuda:99", "tpu"])
-def test_unknown_device(run, device):
-    """不存在的设备：一句话。"""
-    with pytest.raises(DeviceError):
-        run("device", "--device", device)
 
 
 @pytest.mark.parametrize("flag", ["--checkpoint_dir", "--cache_dir"])
