@@ -49,7 +49,7 @@ def pytest_configure(config):
             signal.signal(number, handler)
     given = [str(argument) for argument in config.invocation_params.args]
     named = config.option.keyword or any("::" in argument for argument in given)
-    if named and not any(argument.startswith("-m") for argument in given) and not hasattr(config, "workerinput"):
+    if named and not any(argument.startswith("-m") for argument in given):
         config.option.markexpr = config.option.markexpr.replace("not slow and ", "")
 
 
