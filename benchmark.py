@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ import torch
 import flags
 import generation
 from flags import Flag, constants
-from interchange.gguf_file import write_gguf
+from interchange.engines import by_ctranslate2, by_llama
 from interchange.neox import neox_config, neox_state
 from lyrics.constraint import Vocabulary
 from lyrics.form import make_form
@@ -33,6 +34,7 @@ from terminal import UserError, run_script
 from training.device import DeviceError, cpu_features, device_name, native_half, pick_device, setup
 from training.processes import Processes
 from writing.cuda_graph import recorded_step, worth_recording
+from writing.decode import CannotFuse, Decoder, fused_steps, load_library
 from writing.drafts import Composer
 from writing.kernels import WRITING_DTYPES, prepare_for_writing
 
@@ -56,6 +58,7 @@ CTRANSLATE2_TYPES = {"fp32": "float32", "int8": "int8"}  # 在 CPU 上有的
 LLAMA_TYPES = {"fp32": "fp32", "bf16": "fp16", "int8": "q8_0"}
 PAUSE = 0.5  # 秒；别的引擎的线程算完还要空转一阵，等它们停了再换边
 PEER = "transformers"
+STEP = "make_step"  # 模型上记着它的一步的属性
 SHAPES = {  # 训练：层数、头数、维度、每步几个序列、长度
     "cpu 预设": (4, 4, 256, 8, 256),
     "14.6M": (6, 6, 384, 8, 256),
@@ -99,16 +102,23 @@ def measure_writing(device: torch.device, options: dict[str, Any]) -> Iterator[d
     dtypes = [options["dtype"]]
     if options["dtype"] == "all":
         dtypes = ["fp32", "bf16", "int8"] if device.type == "cpu" else ["fp32", "bf16"]
-    bandwidth = memory_bandwidth(device)
+    bandwidth, library = memory_bandwidth(device), None
+    if device.type == "cpu":
+        with contextlib.suppress(CannotFuse):
+            library = load_library(lambda message: print(message, file=sys.stderr))
     for dtype in dtypes:
         model, peer, peer_dtype = default_model(), None, "fp32" if dtype == "int8" else dtype
         weight_bytes = sum(model.parameter_counts()) * (1 if dtype == "int8" else WRITING_DTYPES[dtype].itemsize)
         if importlib.util.find_spec(PEER) is not None:
             peer = as_neox(model).to(device, WRITING_DTYPES[peer_dtype])
+        fused = library and fused_steps(Decoder(library, model, dtype, torch.get_num_threads()))
         model = prepare_for_writing(model.to(device), dtype)
+        setattr(model, STEP, fused or generation.TorchStep)  # 写歌的各项都用它
         types = {"dtype": dtype, "peer_dtype": peer_dtype}
         row = decode(model, peer, tokens, rounds) | types
         yield row | {"of_bandwidth": statistics.median(row["ours"]) * weight_bytes / bandwidth}
+        if fused:
+            yield against_torch(model, tokens, rounds) | {"dtype": dtype}
         yield from other_engines(model, dtype, tokens, rounds)
         yield prefill(model, peer, rounds) | types
         if device.type == "cuda":
@@ -213,69 +223,6 @@ def _engine(build: Callable[..., Any], config: ModelConfig, kind: str, capacity:
         return build(random_model(config), kind, Path(folder), capacity)
 
 
-Engine = Callable[[list[int], int], list[int]]  # (前文词元, 写几个) → 写出的词元
-
-
-def by_ctranslate2(model: GPT, kind: str, folder: Path, capacity: int) -> Engine:
-    import ctranslate2
-    from ctranslate2.specs import TransformerDecoderModelSpec, common_spec
-
-    c = model.config
-    spec = TransformerDecoderModelSpec.from_config(
-        c.n_layers,
-        c.n_heads,
-        activation=common_spec.Activation.GELU,
-        rotary_dim=c.head_dim,
-        rotary_interleave=False,
-        rotary_base=c.rope_base,
-    )
-
-    def fill(to: Any, module: Any, weight: str = "weight", bias: str = "bias") -> None:
-        setattr(to, weight, module.weight.numpy())
-        setattr(to, bias, module.bias.numpy())
-
-    decoder = spec.decoder
-    decoder.scale_embeddings = False
-    decoder.embeddings.weight = decoder.projection.weight = model.embedding.weight.numpy()
-    fill(decoder.layer_norm, model.norm, "gamma", "beta")
-    for layer, block in zip(decoder.layer, model.blocks, strict=True):
-        fill(layer.self_attention.layer_norm, block.norm_1, "gamma", "beta")
-        fill(layer.self_attention.linear[0], block.attention.qkv)
-        fill(layer.self_attention.linear[1], block.attention.proj)
-        fill(layer.ffn.layer_norm, block.norm_2, "gamma", "beta")
-        fill(layer.ffn.linear_0, block.feed_forward.fc)
-        fill(layer.ffn.linear_1, block.feed_forward.proj)
-    spec.register_vocabulary([str(number) for number in range(c.vocab_size)])
-    spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = "0"
-    spec.config.layer_norm_epsilon = c.layer_norm_eps
-    spec.validate()
-    spec.optimize(kind)
-    spec.save(str(folder))
-    generator = ctranslate2.Generator(str(folder), compute_type=kind, intra_threads=torch.get_num_threads())
-
-    def run(prompt: list[int], count: int) -> list[int]:
-        limits = {"max_length": count, "min_length": count, "end_token": [], "include_prompt_in_result": False}
-        return generator.generate_batch([[str(number) for number in prompt]], **limits)[0].sequences_ids[0]
-
-    return run
-
-
-def by_llama(model: GPT, kind: str, folder: Path, capacity: int) -> Engine:
-    import llama_cpp
-
-    path = folder / "model.gguf"
-    write_gguf(path, model, None, 0, kind)
-    threads = torch.get_num_threads()
-    llama = llama_cpp.Llama(str(path), n_ctx=capacity, n_threads=threads, n_threads_batch=threads, verbose=False)
-
-    def run(prompt: list[int], count: int) -> list[int]:
-        llama.reset()
-        steps = llama.generate(prompt, temp=0.0, top_k=1, repeat_penalty=1.0)
-        return [token for token, _ in zip(steps, range(count), strict=False)]
-
-    return run
-
-
 @torch.inference_mode()
 def prefill(model: GPT, peer: Any, rounds: int) -> dict[str, Any]:
     """读一段长的开头，到第一个词元的 logits。"""
@@ -291,8 +238,14 @@ def prefill(model: GPT, peer: Any, rounds: int) -> dict[str, Any]:
 
 def graphed(model: GPT, tokens: int, rounds: int) -> dict[str, Any]:
     """一首歌，重放 CUDA 图与逐个启动内核相比；录图的时间算在内。"""
-    with_graph, without = (lambda use=use: write(model, tokens, graph=use) for use in (True, False))
+    with_graph, without = (lambda m=m: write(model, tokens, make_step=m) for m in (recorded_step, generation.TorchStep))
     return alternate(f"写 {tokens} 个词元，CUDA 图", tokens, rounds, with_graph, without, "逐个启动")
+
+
+def against_torch(model: GPT, tokens: int, rounds: int) -> dict[str, Any]:
+    """一首歌，编译好的一步与 torch 的一步相比。"""
+    fused, plain = (lambda: write(model, tokens)), (lambda: write(model, tokens, make_step=generation.TorchStep))
+    return alternate(f"写 {tokens} 个词元", tokens, rounds, fused, plain, "torch 的一步")
 
 
 def batch(model: GPT, songs: int, tokens: int, rounds: int) -> dict[str, Any]:
@@ -313,10 +266,10 @@ def formed(model: GPT, rounds: int) -> Iterator[dict[str, Any]]:
     def compose(candidates: int) -> None:
         plan = SongPlan(form, vocabulary, lambda text: [])
         ends = [vocabulary.newline_id, vocabulary.eos_id]
-        list(plan.write(Composer(model, PROMPT, sampling, ends, candidates=candidates)))
+        list(plan.write(Composer(model, PROMPT, sampling, ends, candidates=candidates, make_step=step_of(model))))
 
     def freely() -> None:
-        list(generation.generate(model, PROMPT, sampling, stop_id=-1))
+        list(generation.generate(model, PROMPT, sampling, stop_id=-1, make_step=step_of(model)))
 
     name, one, several = f"守句式写 {lines} 行 × {characters} 字", (lambda: compose(1)), (lambda: compose(CANDIDATES))
     yield alternate(name, tokens, rounds, one, freely, "自由写")
@@ -384,10 +337,15 @@ def _peer_step(model: GPT, ids: torch.Tensor, wrap: Callable[[Any], Any]) -> tup
     return lambda: forward(input_ids=x, labels=x).loss, neox, optimizer
 
 
-def write(model: GPT, tokens: int, songs: int = 1, graph: bool | None = None) -> None:
-    sampling = generation.Sampling(max_tokens=tokens, temperature=0)
-    recorded = worth_recording(model.embedding.weight.device, graph, tokens, songs)
-    make_step = recorded_step if recorded else generation.TorchStep
+def step_of(model: GPT) -> generation.MakeStep:
+    return getattr(model, STEP, generation.TorchStep)
+
+
+def write(model: GPT, tokens: int, songs: int = 1, make_step: generation.MakeStep | None = None) -> None:
+    """贪心写 songs 首；CUDA 上写得够长就录成图。"""
+    device, sampling = model.embedding.weight.device, generation.Sampling(max_tokens=tokens, temperature=0)
+    if make_step is None:
+        make_step = recorded_step if worth_recording(device, None, tokens, songs) else step_of(model)
     for _ in generation.generate(model, PROMPT, sampling, stop_id=-1, num_samples=songs, make_step=make_step):
         pass
 

@@ -41,6 +41,7 @@ FLAGS = [
         flags.one_of(*GRAPHS),
         "CUDA 上把解码的一步录成图再重放；auto 在写得够长、批次不大时用，守句式时不用",
     ),
+    Flag("decode", "auto", flags.one_of("auto", "fused", "torch"), "CPU 上写的一步：fused 编译成一次调用，torch 照旧"),
     Flag("check_copy", False, flags.BOOLEAN, "写完之后，逐行说出与语料最长的相同处和出自哪一首"),
     Flag(
         "copy_index",
@@ -59,7 +60,9 @@ def main(argv: Sequence[str]) -> int:
     settings.form()
     places = {name: flags.rooted(options[name], name in given) for name in ("checkpoint", "copy_index")}
     began = time.perf_counter()
-    writer, device, dtype, about = load_writer(places["checkpoint"], options["device"], options["dtype"])
+    writer, device, dtype, about = load_writer(
+        places["checkpoint"], options["device"], options["dtype"], options["decode"], _tell
+    )
     _tell(about)
     stats = Stats(dtype, time.perf_counter() - began) if options["stats"] else None
     required = bool(settings.max_copy or options["check_copy"])

@@ -10,10 +10,16 @@ import torch
 import benchmark
 import config
 import generation
+from interchange.engines import by_ctranslate2, by_llama
 from model import ModelConfig
 from terminal import UserError
+from writing.decode import CannotFuse
 
 TINY = {"N_LAYERS": 1, "N_HEADS": 2, "N_EMBED": 32, "BPE_VOCAB_SIZE": 320, "MAX_SEQ_LEN": 64}
+
+
+def no_library(say):
+    raise CannotFuse("没有编译器")
 
 
 @pytest.fixture
@@ -21,6 +27,7 @@ def tiny(monkeypatch):
     for name, value in TINY.items():
         monkeypatch.setattr(config, name, value)
     monkeypatch.setattr(benchmark, "memory_bandwidth", lambda _: 1e9)
+    monkeypatch.setattr(benchmark, "load_library", no_library)
 
 
 def run(*argv: str) -> int:
@@ -146,9 +153,9 @@ def test_llama_cpp_without_gguf_is_left_out(monkeypatch):
 @pytest.mark.parametrize(
     ("package", "build", "kind"),
     [
-        ("ctranslate2", benchmark.by_ctranslate2, "float32"),
-        ("llama_cpp", benchmark.by_llama, "fp32"),
-        ("llama_cpp", benchmark.by_llama, "fp16"),
+        ("ctranslate2", by_ctranslate2, "float32"),
+        ("llama_cpp", by_llama, "fp32"),
+        ("llama_cpp", by_llama, "fp16"),
     ],
 )
 def test_other_engines_write_the_same(tmp_path, package, build, kind):

@@ -49,7 +49,8 @@ def test_cuda_graph_needs_cuda(write, monkeypatch):
 
     monkeypatch.setattr(writer_module, "worth_recording", watched)
     for choice in ("auto", "false"):
-        assert write("--prompt", "我", "--seed", "5", "--cuda_graph", choice)[0].startswith("我")
+        flags_given = ("--prompt", "我", "--seed", "5", "--cuda_graph", choice, "--decode", "torch")
+        assert write(*flags_given)[0].startswith("我")
     assert chosen == [None, False]
     with pytest.raises(DeviceError, match="CUDA"):
         write("--prompt", "我", "--cuda_graph", "true")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from generation import Context, Sampling, adjust_logits, sample, seen_tokens, token_mask
+from generation import Context, MakeStep, Sampling, TorchStep, adjust_logits, sample, seen_tokens, token_mask
 from model import GPT
 
 
@@ -56,6 +56,7 @@ class Composer:
         ends: 结束一行的词元：换行与 `</s>`。
         banned_ids, refused_ids, unpunished_ids: 同 `generate`。
         candidates: 每行起几稿。
+        make_step: 同 `generate`。
     """
 
     ATTEMPTS = 8  # 一行没有一稿可用时，最多重写几遍
@@ -70,6 +71,7 @@ class Composer:
         unpunished_ids: Sequence[int] = (),
         candidates: int = 1,
         refused_ids: Sequence[int] = (),
+        make_step: MakeStep = TorchStep,
     ) -> None:
         self.sampling, self.ends, self.candidates = sampling, set(ends), candidates
         device, vocab_size = model.embedding.weight.device, model.config.vocab_size
@@ -78,7 +80,7 @@ class Composer:
         self._punishable = ~token_mask(unpunished_ids, vocab_size, device)
         self._generator = torch.Generator().manual_seed(sampling.seed)
         with torch.inference_mode():
-            self._context = Context(model, prompt, model.config.max_seq_len)
+            self._context = Context(model, prompt, model.config.max_seq_len, make_step)
             self._logits = self._context.start()  # (1, V)
 
     @torch.inference_mode()

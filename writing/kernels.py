@@ -1,5 +1,7 @@
 """只用于写歌的线性层：逐个词元解码时，时间几乎全花在把权重从内存读一遍上。"""
 
+import functools
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -30,31 +32,55 @@ class WritingLinear:
         weight: (输出, 输入)，float32；不改动它。
         bias: (输出,) 或 None。
         dtype: `WRITING_DTYPES` 的一个名称。
+        one_row: 要不要备一行的核；另有编译好的一步时不要。
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: str) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: str, one_row: bool = True) -> None:
         weight = weight.detach()
         bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
-        kind = torch.bfloat16 if dtype == "bf16" else torch.float32  # 多行时用它算
-        if dtype == "int8":
-            scale = (weight.abs().amax(dim=1) / 127).clamp_min(1e-12)  # (输出,)
-            quantised = (weight / scale[:, None]).round().to(torch.int8)
-            weight = quantised * scale[:, None]
-            packed = _fbgemm_packed(quantised, scale)
-            one: tuple = (_int8_one_row, packed)
-            many: tuple = (_int8_rows, packed)
-        else:
-            weight = weight.to(WRITING_DTYPES[dtype]).float()
-            one = _blocks if dtype == "fp32" else _fp16, weight
-            many = _onednn_packed, weight.to(kind)
+        one, many, plain = _kernels(weight, dtype)
         faster = _working(many, weight, bias)
         self.special = faster is not None  # 这个 torch 有更快的核
-        self.many = faster or _plain(weight.to(kind), bias)
-        self.one = _working(one, weight, bias) or self.many
+        self.many = faster or plain(bias)
+        alone = one_row and _worth_its_own_kernel(dtype)
+        self.one = (_working(one, weight, bias) if alone else None) or self.many
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (…, 输入) → (…, 输出)，类型是所用的核的。"""
         return (self.one if x.numel() == x.size(-1) else self.many)(x)
+
+
+def _kernels(weight: Tensor, dtype: str) -> tuple[tuple, tuple, Callable[[Tensor], Multiply]]:
+    """一行的核、多行的核（各连同备好的权重），和两者都用不了时的。"""
+    kind = torch.bfloat16 if dtype == "bf16" else torch.float32  # 多行时用它算
+    if dtype == "int8":
+        scale = (weight.abs().amax(dim=1) / 127).clamp_min(1e-12)  # (输出,)
+        quantised = (weight / scale[:, None]).round().to(torch.int8)
+        packed = _fbgemm_packed(quantised, scale)
+        return (_int8_one_row, packed), (_int8_rows, packed), lambda bias: _plain(quantised * scale[:, None], bias)
+    rounded = weight.to(WRITING_DTYPES[dtype]).float()
+    one = _blocks if dtype == "fp32" else _fp16
+    return (one, rounded), (_onednn_packed, rounded.to(kind)), lambda bias: _plain(rounded.to(kind), bias)
+
+
+@functools.cache
+def _worth_its_own_kernel(dtype: str) -> bool:
+    """一行的核是不是真的不比多行的慢：因 CPU 而异（换一家的，fp16 的反而慢三成），所以现量，几毫秒。"""
+    weight = torch.linspace(-1, 1, 1024 * 1024).view(1024, 1024)
+    one, many, _ = _kernels(weight, dtype)
+    with torch.inference_mode():
+        alone, together = (_working(kernel, weight, weight.new_zeros(1024)) for kernel in (one, many))
+        if alone is None or together is None:
+            return True
+        pairs = [[_seconds(call, weight[:1]) for call in (alone, together)] for _ in range(20)]  # 交替，取最快的
+    fastest = [min(times) for times in zip(*pairs, strict=True)]
+    return fastest[0] < 1.15 * fastest[1]  # 差不多时总取同一个，免得同样的种子这次与下次舍入不同
+
+
+def _seconds(multiply: Multiply, x: Tensor) -> float:
+    began = time.perf_counter()
+    multiply(x)
+    return time.perf_counter() - began
 
 
 def _working(kernel: tuple, weight: Tensor, bias: Tensor) -> Multiply | None:
@@ -137,7 +163,7 @@ def _int8_rows(packed: Any, bias: Tensor) -> Multiply:
 
 
 @torch.no_grad()
-def prepare_for_writing(model: GPT, dtype: str) -> GPT:
+def prepare_for_writing(model: GPT, dtype: str, one_row: bool = True) -> GPT:
     """就地把模型改成只用于写歌的；改过的模型不能再训练或保存。先 `.to(device)` 再调用。
 
     CPU 上只换线性层与输出层（`WritingLinear`），其余保持 float32：一行激活不费内存，半精度的注意力慢三四倍。
@@ -145,6 +171,7 @@ def prepare_for_writing(model: GPT, dtype: str) -> GPT:
 
     Args:
         dtype: `WRITING_DTYPES` 的一个名称。
+        one_row: 见 `WritingLinear`。
 
     Raises:
         ValueError: 模型不在 CPU 上而 dtype 是 int8。
@@ -154,23 +181,26 @@ def prepare_for_writing(model: GPT, dtype: str) -> GPT:
         raise ValueError("int8 只能在 CPU 上用")
     if not on_cpu:
         return model.to(WRITING_DTYPES[dtype]).eval().requires_grad_(False)
-    model.head = WritingLinear(model.embedding.weight.float(), None, dtype)
+    model.head = WritingLinear(model.embedding.weight.float(), None, dtype, one_row)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
                 delattr(module, name)  # WritingLinear 不是模块：少一层调用，也没有参数
-                setattr(module, name, WritingLinear(child.weight.float(), child.bias.float(), dtype))
+                setattr(module, name, WritingLinear(child.weight.float(), child.bias.float(), dtype, one_row))
     return model.float().eval().requires_grad_(False)
 
 
-def fastest_dtype(device: torch.device, half: torch.dtype | None) -> str:
+def fastest_dtype(device: torch.device, half: torch.dtype | None, fused: bool = False) -> str:
     """写得最快而又可靠的精度。
 
-    有原生 bf16 的 CPU 上 int8 比 bf16 更快；样例模型的每字比特数只变差万分之一以内，所以可以选它。
+    CPU 上有编译好的一步，或有原生 bf16 时，int8 最快；样例模型的每字比特数只变差万分之一以内，所以可以选它。
 
     Args:
         half: 设备有硬件支持的半精度类型；没有是 None。
+        fused: 有没有编译好的一步。
     """
+    if fused:
+        return "int8"
     if half is None:
         return "fp32"
     if device.type == "cpu" and WritingLinear(torch.eye(64), None, "int8").special:  # 这个 torch 有 int8 算子

@@ -16,6 +16,7 @@ from lyrics.sound import lines_of, normalise, rhyme_class, sung_count
 from model import GPT
 from tokenizer import StreamingDecoder, Tokenizer
 from writing.cuda_graph import recorded_step, worth_recording
+from writing.decode import Decoder, fused_steps
 from writing.drafts import Composer, Draft
 from writing.settings import Settings
 
@@ -52,8 +53,11 @@ class Song:
 class Writer:
     """模型与分词器：从开头写出歌词。"""
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, copies: CopyIndex | None = None) -> None:
+    def __init__(
+        self, model: GPT, tokenizer: Tokenizer, copies: CopyIndex | None = None, decoder: Decoder | None = None
+    ) -> None:
         self.model, self.tokenizer, self.copies = model, tokenizer, copies
+        self.decoder = decoder  # 编译好的一步；没有就走 torch 的
         self.cuda_graph: bool | None = None  # None：自定
         self.count: Callable[[int], None] = lambda tokens: None  # 每写出几个词元就调用一次
         self.songs: list[Song] = []  # 最近写的；中途停下时是已写的部分
@@ -89,6 +93,7 @@ class Writer:
             refused_ids=tokenizer.control_characters,
             unpunished_ids=[tokenizer.newline_id],
             candidates=settings.candidates,
+            make_step=self._make_step(0, 1),
         )
 
     def plan(self, form: Form, settings: Settings, prompt: str = "", fixed: dict[int, str] | None = None) -> SongPlan:
@@ -237,6 +242,8 @@ class Writer:
         return self.model.embedding.weight.device
 
     def _make_step(self, tokens: int, songs: int) -> generation.MakeStep:
+        if self.decoder is not None:
+            return fused_steps(self.decoder)
         graph = worth_recording(self.device, self.cuda_graph, tokens, songs)
         return recorded_step if graph else generation.TorchStep
 
