@@ -4,6 +4,7 @@
 """
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -181,6 +182,10 @@ class CannotFuse(Exception):
     """这里用不了；消息说为什么、装什么。"""
 
 
+class CannotWrite(CannotFuse):
+    """缓存文件夹写不了。"""
+
+
 def cache_folder() -> Path:
     windows = os.environ.get("LOCALAPPDATA")
     base = os.environ.get("XDG_CACHE_HOME") or (windows if os.name == "nt" else None) or Path.home() / ".cache"
@@ -224,6 +229,8 @@ def load_library(say: Callable[[str], None]) -> ctypes.CDLL:
             continue
         try:
             return _bind(_checked(compiler, version, say))
+        except CannotWrite:  # 换一个编译器也一样
+            raise
         except CannotFuse as error:
             problems.append(f"{Path(compiler[-1]).name}：{error}")
     raise CannotFuse("；".join(problems) or "没有 C++ 编译器，可 pip install ziglang 或装 g++")
@@ -245,10 +252,15 @@ def _checked(compiler: list[str], version: str, say: Callable[[str], None]) -> P
             return library
     except (OSError, ValueError, KeyError, TypeError):
         pass
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise CannotWrite(f"{folder} 写不了：{error.strerror or error}") from None
     say("第一次在这台机器上写歌：编译解码的一步，几秒 …")
     problem = ""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         made = folder / f"{name}.{os.getpid()}.tmp"
         try:
             _run([*compiler, *flags(), "-o", str(made), str(SOURCE)], COMPILE_SECONDS)
