@@ -65,14 +65,14 @@ def _kernels(weight: Tensor, dtype: str) -> tuple[tuple, tuple, Callable[[Tensor
 
 @functools.cache
 def _worth_its_own_kernel(dtype: str) -> bool:
-    """一行的核是不是真的不比多行的慢：因 CPU 而异（换一家的，fp16 的反而慢三成），所以现量，几毫秒。"""
-    weight = torch.linspace(-1, 1, 1024 * 1024).view(1024, 1024)
+    """一行的核是不是真的不比多行的慢：因 CPU 而异（换一家的，fp16 的反而慢三成），所以现量，不到一秒。"""
+    weight = torch.linspace(-1, 1, 16384).repeat(1024).view(16384, 1024)  # 缓存装不下，才像真的
     one, many, _ = _kernels(weight, dtype)
     with torch.inference_mode():
-        alone, together = (_working(kernel, weight, weight.new_zeros(1024)) for kernel in (one, many))
+        alone, together = (_working(kernel, weight, weight.new_zeros(len(weight))) for kernel in (one, many))
         if alone is None or together is None:
             return True
-        pairs = [[_seconds(call, weight[:1]) for call in (alone, together)] for _ in range(20)]  # 交替，取最快的
+        pairs = [[_seconds(call, weight[:1]) for call in (alone, together)] for _ in range(8)]  # 交替，取最快的
     fastest = [min(times) for times in zip(*pairs, strict=True)]
     return fastest[0] < 1.15 * fastest[1]  # 差不多时总取同一个，免得同样的种子这次与下次舍入不同
 
