@@ -33,7 +33,7 @@ from optimizer import build_optimizers
 from terminal import UserError, run_script
 from training.device import DeviceError, cpu_features, device_name, native_half, pick_device, setup
 from training.processes import Processes
-from writing.cuda_graph import recorded_step, worth_recording
+from writing.cuda_graph import RecordedStep, worth_recording
 from writing.decode import CannotFuse, Decoder, fused_steps, load_library
 from writing.drafts import Composer
 from writing.kernels import WRITING_DTYPES, prepare_for_writing
@@ -231,14 +231,14 @@ def prefill(model: GPT, peer: Any, rounds: int) -> dict[str, Any]:
     by_peer = None if peer is None else lambda: peer(ids, use_cache=True, logits_to_keep=1)
 
     def ours() -> None:
-        generation.prefill(model, ids, model.new_cache(1, length))
+        generation.TorchStep(model, model.new_cache(1, length))(ids)
 
     return alternate(f"读 {length} 个词元的开头", length, rounds, ours, by_peer, PEER)
 
 
 def graphed(model: GPT, tokens: int, rounds: int) -> dict[str, Any]:
     """一首歌，重放 CUDA 图与逐个启动内核相比；录图的时间算在内。"""
-    with_graph, without = (lambda m=m: write(model, tokens, make_step=m) for m in (recorded_step, generation.TorchStep))
+    with_graph, without = (lambda m=m: write(model, tokens, make_step=m) for m in (RecordedStep, generation.TorchStep))
     return alternate(f"写 {tokens} 个词元，CUDA 图", tokens, rounds, with_graph, without, "逐个启动")
 
 
@@ -345,7 +345,7 @@ def write(model: GPT, tokens: int, songs: int = 1, make_step: generation.MakeSte
     """贪心写 songs 首；CUDA 上写得够长就录成图。"""
     device, sampling = model.embedding.weight.device, generation.Sampling(max_tokens=tokens, temperature=0)
     if make_step is None:
-        make_step = recorded_step if worth_recording(device, None, tokens, songs) else step_of(model)
+        make_step = RecordedStep if worth_recording(device, None, tokens, songs) else step_of(model)
     for _ in generation.generate(model, PROMPT, sampling, stop_id=-1, num_samples=songs, make_step=make_step):
         pass
 

@@ -7,7 +7,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -126,32 +126,41 @@ def rope_cos_sin(start: int, length: int, head_dim: int, base: float, device: to
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """旋转查询或键。x: (B, H, T, D)；cos、sin: (T, D) float32。返回与 x 同形状、同类型。"""
+    """旋转查询与键。x: (B, T, …, D)；cos、sin: (T, …, D) float32。返回与 x 同形状、同类型。"""
     swapped = x.float().roll(x.size(-1) // 2, dims=-1)  # (后一半, 前一半)
     return torch.addcmul(x.float() * cos, swapped, sin).to(x.dtype)
 
 
-def _normalise(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-    return torch.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+class View(NamedTuple):
+    """一次前向里各层看到的。"""
+
+    cos: Tensor  # (T, 1, 1, D) float32，这些位置的旋转角
+    sin: Tensor
+    cache: KVCache | None = None  # 前文
+    mask: Tensor | None = None  # (T, 前文 + T)；None 表示全看得见，或没有前文、按因果遮
 
 
 class Attention(nn.Module):
     """因果多头自注意力。"""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.layer = config, layer
         self.qkv = nn.Linear(config.n_embed, 3 * config.n_embed)
         self.proj = nn.Linear(config.n_embed, config.n_embed)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, view: View) -> Tensor:
         B, T, C = x.shape
-        heads = (B, T, self.config.n_heads, self.config.head_dim)
-        q, k, v = (part.view(heads).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))  # (B, H, T, D)
-        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
-        dropout = self.config.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        qkv = self.qkv(x).view(B, T, 3, self.config.n_heads, self.config.head_dim)
+        if view.cache is not None:
+            qkv = qkv.to(view.cache.entries.dtype)
+        q, k = apply_rope(qkv[:, :, :2], view.cos, view.sin).transpose(1, 3).unbind(2)  # (B, H, T, D)
+        v = qkv[:, :, 2].transpose(1, 2)
+        if view.cache is not None:
+            k, v = view.cache.update(self.layer, k, v)
+        dropout, causal = self.config.dropout if self.training else 0.0, view.mask is None and T > 1
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=view.mask, dropout_p=dropout, is_causal=causal)
         return self.dropout(self.proj(y.transpose(1, 2).reshape(B, T, C)))
 
 
@@ -171,15 +180,15 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """pre-LayerNorm 的一层：注意力与前馈各带残差。"""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.norm_1 = nn.LayerNorm(config.n_embed, eps=config.layer_norm_eps)
-        self.attention = Attention(config)
+        self.attention = Attention(config, layer)
         self.norm_2 = nn.LayerNorm(config.n_embed, eps=config.layer_norm_eps)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.attention(self.norm_1(x), cos, sin)
+    def forward(self, x: Tensor, view: View) -> Tensor:
+        x = x + self.attention(self.norm_1(x), view)
         return x + self.feed_forward(self.norm_2(x))
 
 
@@ -192,7 +201,7 @@ class GPT(nn.Module):
         # from_pretrained：不在这里填随机数，由 _initialise 一起填
         self.embedding = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.n_embed), freeze=False)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks: Sequence[Block] = nn.ModuleList(Block(config) for _ in range(config.n_layers))  # type: ignore[assignment]
+        self.blocks: Sequence[Block] = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))  # type: ignore[assignment]
         self.norm = nn.LayerNorm(config.n_embed, eps=config.layer_norm_eps)
         self.head: Callable[[Tensor], Tensor] | None = None  # 写歌时可换成更快的输出层
         # 不是缓冲区：不占检查点，也不随模型转成半精度。放在编译之外，否则每一层都重算一遍正弦。
@@ -223,39 +232,28 @@ class GPT(nn.Module):
         Raises:
             ValueError: cache 装不下。
         """
-        if cache is not None:
-            return self._hidden_after(tokens, cache)
-        T, c = tokens.size(1), self.config
-        if len(self.rope[0]) < T:  # 比训练时还长的一段
-            self.rope = rope_cos_sin(0, T, c.head_dim, c.rope_base, tokens.device)
-        cos, sin = (table[:T] for table in self.rope)
+        view = self._view(tokens, cache)
         x = self.dropout(self.embedding(tokens))  # (B, T, C)
         for block in self.blocks:
             if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, cos, sin, use_reentrant=False)
+                x = checkpoint(block, x, view, use_reentrant=False)
             else:
-                x = block(x, cos, sin)
+                x = block(x, view)
+        if cache is not None:
+            cache.advance(tokens.size(1))
         return self.norm(x)
 
-    def _hidden_after(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """接在 cache 之后的隐藏状态，不丢弃。同一个网络平铺开写：一个词元才几毫秒，层层调用要占一成多。"""
-        (B, T), past = tokens.shape, cache.length
-        if past + T > cache.capacity:
-            raise ValueError(f"KV 缓存容量 {cache.capacity}，装不下 {past + T} 个词元")
-        cos, sin = (table[:, None, None] for table in cache.angles(T))  # (T, 1, 1, D)
-        mask = cache.mask(T)
-        heads = (B, T, 3, self.config.n_heads, self.config.head_dim)
-        x = self.embedding(tokens)  # (B, T, C)
-        for layer, block in enumerate(self.blocks):
-            attention, feed_forward = block.attention, block.feed_forward
-            qkv = attention.qkv(_normalise(x, block.norm_1)).to(cache.entries.dtype).view(heads)
-            q, k = apply_rope(qkv[:, :, :2], cos, sin).transpose(1, 3).unbind(2)  # (B, H, T, D)
-            k, v = cache.update(layer, k, qkv[:, :, 2].transpose(1, 2))
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0 and T > 1)
-            x = x + attention.proj(y.transpose(1, 2).reshape(x.shape))
-            x = x + feed_forward.proj(F.gelu(feed_forward.fc(_normalise(x, block.norm_2))))
-        cache.advance(T)
-        return _normalise(x, self.norm)
+    def _view(self, tokens: Tensor, cache: KVCache | None) -> View:
+        T, c = tokens.size(1), self.config
+        if cache is None:
+            if len(self.rope[0]) < T:  # 比训练时还长的一段
+                self.rope = rope_cos_sin(0, T, c.head_dim, c.rope_base, tokens.device)
+            cos, sin = (table[:T, None, None] for table in self.rope)
+            return View(cos, sin)
+        if cache.length + T > cache.capacity:
+            raise ValueError(f"KV 缓存容量 {cache.capacity}，装不下 {cache.length + T} 个词元")
+        cos, sin = (table[:, None, None] for table in cache.angles(T))
+        return View(cos, sin, cache, cache.mask(T))
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         """与模型同设备、同精度的空缓存。"""

@@ -61,18 +61,18 @@ def greedy(model: GPT, prompt: list[int], count: int, **options) -> list[int]:
 @pytest.mark.parametrize("config", SHAPES, ids=lambda config: f"{config.n_heads}x{config.n_embed}")
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize(("threads", "rows"), [(1, 1), (2, 3), (7, 8)])
-def test_logits_equal_those_of_torch(library, monkeypatch, config, dtype, threads, rows):
-    """不整齐的形状、各种精度、线程比头还多：几行一起走到缓存写满，每一步都与 torch 的相同，缓存里的键值也是。"""
+def test_logits_equal_those_of_torch(library, config, dtype, threads, rows):
+    """不整齐的形状、各种精度、线程比头多：几首一起、一次一个或几个词元，走到缓存写满，与 torch 的相同，缓存也是。"""
     if dtype == "fp16" and not library.decoder_has_fp16():
         pytest.skip("这个 CPU 没有 fp16 的指令")
-    monkeypatch.setitem(decode.MOST_ROWS, dtype, 8)
     model = lively(config)
     decoder = Decoder(library, model, dtype, threads)
     tokens = torch.randint(config.vocab_size, (rows, config.max_seq_len))
     ours, theirs = (model.new_cache(rows, config.max_seq_len) for _ in range(2))
-    step, plain = FusedStep(decoder, model, ours), TorchStep(model, theirs)
-    for place in range(config.max_seq_len):
-        expected, found = plain(tokens[:, place]), step(tokens[:, place])
+    plain = TorchStep(model, theirs)
+    lengths = {1: [8, 1, 1, 5, 3, 1, 2, 3], 3: [2, 1, 1] * 6, 8: [1] * 24}[rows]
+    for some in tokens.split(lengths, dim=1):
+        expected, found = plain(some), decoder.step(ours, some)[:, -1]
         assert (found - expected).norm() <= BOUNDS[dtype] * expected.norm()
         assert torch.isfinite(found).all()
     assert ours.length == theirs.length == config.max_seq_len
@@ -144,7 +144,18 @@ def test_nan_stays_nan(library, dtype):
     model = lively(SHAPES[1])
     model.blocks[0].norm_1.weight[3] = torch.nan
     step = FusedStep(Decoder(library, model, dtype, 2), model, model.new_cache(1, 4))
-    assert step(torch.tensor([1])).isnan().all()
+    assert step(torch.tensor([[1]])).isnan().all()
+
+
+@needs_compiler
+def test_full_cache_is_refused(library):
+    """缓存装不下：报错，不会写到外面去。"""
+    model = lively(SHAPES[1])
+    cache = model.new_cache(1, 4)
+    decoder = Decoder(library, model, "fp32", 2)
+    decoder.step(cache, torch.tensor([[1, 2, 3]]))
+    with pytest.raises(ValueError, match="装不下 5 个"):
+        decoder.step(cache, torch.tensor([[1, 2]]))
 
 
 @needs_compiler
@@ -212,6 +223,7 @@ def test_without_a_compiler(monkeypatch, cache, tmp_path):
     """没有编译器：说装什么。"""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))  # 这里也许装了 ziglang
     with pytest.raises(CannotFuse, match="ziglang"):
         decode.load_library(quiet)
 

@@ -12,7 +12,7 @@ import generation
 from generation import Sampling, adjust_logits, generate, sample
 from model import GPT, KVCache, ModelConfig
 from writing import cuda_graph
-from writing.cuda_graph import StaticCache, recorded_step, worth_recording
+from writing.cuda_graph import RecordedStep, StaticCache, worth_recording
 
 TINY = ModelConfig(vocab_size=24, max_seq_len=16, n_layers=2, n_heads=2, n_embed=16)
 STOP = 2
@@ -386,14 +386,14 @@ def test_replayed_songs_equal_the_usual(model, recorded, dirty, num_samples, max
     options = {"num_samples": num_samples, "stop_id": stop_id}
     expected = songs(soon, [1, 5, 9], sampling, **options)
     assert not recorded
-    assert songs(soon, [1, 5, 9], sampling, make_step=recorded_step, **options) == expected
+    assert songs(soon, [1, 5, 9], sampling, make_step=RecordedStep, **options) == expected
     assert recorded
 
 
 def test_batch_is_recorded_again_only_when_halved(model, recorded):
     """写完的歌先留在批次里，只剩一半才缩小、重录。"""
     sampling = Sampling(max_tokens=TINY.max_seq_len - 2, seed=3, top_p=1.0)
-    written = songs(rigged(model, {STOP: 2.0}), [1], sampling, num_samples=16, make_step=recorded_step)
+    written = songs(rigged(model, {STOP: 2.0}), [1], sampling, num_samples=16, make_step=RecordedStep)
     assert len({len(song) for song in written}) >= 5
     assert recorded[0] >= 8
     assert len(recorded) >= 3
@@ -413,7 +413,7 @@ def test_unusable_graph_is_told_and_left(model, recorded, monkeypatch, fault):
     monkeypatch.setattr(cuda_graph, "record", record)
     sampling = Sampling(max_tokens=12, seed=4)
     with pytest.warns(UserWarning, match="不支持" if fault == "raises" else "不符"):
-        found = songs(model, [1, 5], sampling, make_step=recorded_step, num_samples=2)
+        found = songs(model, [1, 5], sampling, make_step=RecordedStep, num_samples=2)
     assert found == songs(model, [1, 5], sampling, num_samples=2)
 
 
@@ -455,7 +455,7 @@ def test_recorded_on_a_gpu(model):
     on_gpu = copy.deepcopy(model).cuda()
     sampling = Sampling(max_tokens=60, seed=5)
     expected = songs(on_gpu, [1, 5], sampling, num_samples=4, stop_id=-1)
-    assert songs(on_gpu, [1, 5], sampling, num_samples=4, stop_id=-1, make_step=recorded_step) == expected
+    assert songs(on_gpu, [1, 5], sampling, num_samples=4, stop_id=-1, make_step=RecordedStep) == expected
 
 
 def test_neighbouring_seeds_share_no_song():

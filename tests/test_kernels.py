@@ -52,8 +52,8 @@ def test_a_broken_or_missing_operator_is_not_used(dtype, monkeypatch):
         for kernel in KERNELS:
             monkeypatch.setattr(kernels, kernel, fake)
         layer = WritingLinear(weight, bias, dtype)
-        assert layer.one is layer.many
-        assert not layer.special
+        assert layer.kernels.one is layer.kernels.many
+        assert not layer.kernels.special
         for rows in (x, x[:1]):
             found = layer(rows).float()
             assert (found - expected[: len(rows)]).norm() <= (1e-6 if dtype == "fp32" else 0.02) * expected.norm()
@@ -88,7 +88,7 @@ def test_int8_without_vnni_uses_seven_bits(vnni, monkeypatch):
     """没有 VNNI 的 CPU 上激活只用 7 位：单位阵照出激活量化成几种值，一行与多行都是。"""
     monkeypatch.setattr(kernels, "_eight_bits", lambda: vnni)
     layer = WritingLinear(torch.eye(512), torch.zeros(512), "int8")
-    assert layer.special
+    assert layer.kernels.special
     x = torch.linspace(-1, 1, 512)
     for rows in (x[None], x.repeat(3, 1)):
         found = layer(rows)
@@ -106,7 +106,7 @@ def test_int8_without_fbgemm(monkeypatch):
     monkeypatch.setattr(torch, "_make_per_channel_quantized_tensor", missing)
     weight, bias, x = torch.randn(48, 32), torch.randn(48), torch.randn(3, 32)
     layer = WritingLinear(weight, bias, "int8")
-    assert not layer.special
+    assert not layer.kernels.special
     expected = F.linear(x, weight, bias)
     assert (layer(x) - expected).norm() <= 0.02 * expected.norm()
 

@@ -13,7 +13,7 @@ from lively import CPU, TINY, lively, new_cache, some_tokens
 import config
 import model as model_module
 from benchmark import as_neox
-from model import GPT, Attention, FeedForward, ModelConfig, apply_rope, rope_cos_sin
+from model import GPT, Attention, FeedForward, ModelConfig, View, apply_rope, rope_cos_sin
 
 
 def test_default_size_is_85_million_outside_the_embedding():
@@ -274,7 +274,7 @@ def test_gelu_is_the_exact_one():
 def test_attention_is_scaled_by_the_root_of_the_head_dimension():
     """单层注意力与照公式写出的结果相同（缩放、因果、各头分开）。"""
     torch.manual_seed(0)
-    attention = Attention(TINY).eval().requires_grad_(False)
+    attention = Attention(TINY, 0).eval().requires_grad_(False)
     x = torch.randn(1, 6, 32)
     cos, sin = rope_cos_sin(0, 6, 8, 10000.0, CPU)
     q, k, v = attention.qkv(x)[0].chunk(3, dim=-1)
@@ -287,7 +287,8 @@ def test_attention_is_scaled_by_the_root_of_the_head_dimension():
         scores = scores.masked_fill(torch.ones(6, 6).triu(1).bool(), float("-inf"))
         heads.append(scores.softmax(dim=-1) @ v[:, columns])
     expected = attention.proj(torch.cat(heads, dim=-1))
-    torch.testing.assert_close(attention(x, cos, sin)[0], expected, atol=1e-5, rtol=1e-5)
+    view = View(cos[:, None, None], sin[:, None, None])
+    torch.testing.assert_close(attention(x, view)[0], expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("n_heads", "n_embed"), [(3, 32), (4, 12), (32, 32)])

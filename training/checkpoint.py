@@ -81,11 +81,12 @@ def save(path: Path, contents: Mapping[str, Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def load(path: Path, for_resume: bool = False) -> dict[str, Any]:
+def load(path: Path, for_resume: bool = False, mmap: bool = False) -> dict[str, Any]:
     """读检查点到内存（CPU）；只接受数据，不执行文件里的任何代码。
 
     Args:
         for_resume: 是否还要求接着训练所需的内容。
+        mmap: 权重用到时才从文件读；之后文件被改名、覆盖（原子地）都不要紧。
 
     Raises:
         CheckpointError: 文件不存在、损坏，或缺少应有的内容。
@@ -94,7 +95,7 @@ def load(path: Path, for_resume: bool = False) -> dict[str, Any]:
         raise CheckpointError(f"找不到检查点：{path}")
     try:
         _verify_archive(path)
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception:  # 损坏的文件会在 zip、pickle、张量各层抛出各种错误
         raise CheckpointError(f"检查点损坏，或不是检查点文件：{path}") from None
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:

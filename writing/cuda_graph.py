@@ -60,7 +60,7 @@ def record(step: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[
 
 
 class GraphStep:
-    """解码一步的 CUDA 图（`generation.Step`）。GPU 上一步的两百多个内核各只有几微秒，时间花在逐个启动上；图只启动一次。
+    """录成 CUDA 图的一步（`generation.Step`，只走一个词元）：GPU 上两百多个内核各只有几微秒，时间花在逐个启动上。
 
     写完的歌留在批次里，结果不用：换了形状就要重录，所以写完一半才缩小批次。
     """
@@ -75,10 +75,10 @@ class GraphStep:
         self.rows = torch.arange(count, device=device)  # 还在写的
         self.token = torch.zeros(count, 1, dtype=torch.int64, device=device)
         step = TorchStep(self.model, self.static)
-        self.replay, self.logits = record(lambda: step(self.token[:, 0]), device)
+        self.replay, self.logits = record(lambda: step(self.token), device)
 
-    def __call__(self, token: Tensor) -> Tensor:
-        self.token[self.rows] = token[:, None]
+    def __call__(self, tokens: Tensor) -> Tensor:
+        self.token[self.rows] = tokens
         self.static.position.fill_(self.cache.length)
         self.replay()
         self.cache.length += 1
@@ -92,21 +92,37 @@ class GraphStep:
                 self._record()
 
 
-def recorded_step(model: GPT, cache: KVCache) -> Step:
-    """录好的一步；录不成，或试一步与逐个启动内核的结果不符，说明原因，仍用 `TorchStep`。"""
-    length, plain = cache.length, TorchStep(model, cache)
-    token = torch.zeros(cache.entries.size(2), dtype=torch.int64, device=cache.entries.device)
-    expected = plain(token).float()
-    cache.length = length  # 试写的不算，之后会盖掉
-    try:
-        graph = GraphStep(model, cache)
-        found = graph(token).float()
-        if (found - expected).norm() <= 0.05 * expected.norm():
-            return graph
-        problem = "结果不符"
-    except RuntimeError as error:
-        problem = str(error)
-    finally:
-        cache.length = length
-    warnings.warn(f"用不了 CUDA 图，照旧逐个启动内核：{problem}", stacklevel=2)
-    return plain
+class RecordedStep:
+    """读完前文，走第一个单独的词元时录下 `GraphStep`；此前用 `TorchStep`，录不成或结果不符也用它，说明原因。"""
+
+    def __init__(self, model: GPT, cache: KVCache) -> None:
+        self.model, self.cache, self.plain = model, cache, TorchStep(model, cache)
+        self.alone: Step | None = None  # 走一个词元的
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        if tokens.size(1) > 1 or not self.cache.length:
+            return self.plain(tokens)
+        if self.alone is None:
+            self.alone = self._checked()
+        return self.alone(tokens)
+
+    def keep_rows(self, rows: Tensor) -> None:
+        (self.alone or self.plain).keep_rows(rows)
+
+    def _checked(self) -> Step:
+        length = self.cache.length
+        token = torch.zeros(self.cache.entries.size(2), 1, dtype=torch.int64, device=self.cache.entries.device)
+        expected = self.plain(token).float()
+        self.cache.length = length  # 试写的不算，之后会盖掉
+        try:
+            graph = GraphStep(self.model, self.cache)
+            found = graph(token).float()
+            if (found - expected).norm() <= 0.05 * expected.norm():
+                return graph
+            problem = "结果不符"
+        except RuntimeError as error:
+            problem = str(error)
+        finally:
+            self.cache.length = length
+        warnings.warn(f"用不了 CUDA 图，照旧逐个启动内核：{problem}", stacklevel=2)
+        return self.plain

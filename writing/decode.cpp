@@ -1,4 +1,4 @@
-// 解码的一步：各行的一个词元 → logits，写进 KV 缓存。与 model.py 是同一个网络，一次调用走完。
+// 解码的一步：各首接下来的一个（或几个）词元 → logits，写进 KV 缓存。与 model.py 是同一个网络，一次调用走完。
 //
 // 逐个词元写歌时，时间几乎全花在把权重从内存读一遍上，所以这里只做一件事：让每个线程不停地顺着读。
 // 权重按 (输出, 输入) 一行接一行，点积由编译器向量化。C++20，不用别的库；由 decode.py 编译、载入、核对。
@@ -12,9 +12,6 @@
 #include <vector>
 #if defined(__x86_64__)
 #include <immintrin.h>
-#endif
-#if defined(__linux__)
-#include <sys/mman.h>
 #endif
 
 #if defined(__AVX512F__)
@@ -63,9 +60,9 @@ struct Model {
 };
 
 struct Cache {
-    float* entries;         // (L, 2, B, H, capacity, D)
+    float* entries;          // (L, 2, B, H, capacity, D)
     const float *cos, *sin;  // (capacity, D)，前一半的正弦已取负
-    int64_t rows, capacity, length;
+    int64_t songs, capacity, length, count;  // 已有 length 个位置，每首接上 count 个
 };
 
 // ---------------------------------------------------------------------------
@@ -117,7 +114,8 @@ static void dot(const W* w, const float* x, int64_t stride, int64_t count, float
     Floats a[R] = {}, b[R] = {};
     int64_t i = 0;
     for (; i + 2 * LANES <= count; i += 2 * LANES) {
-        __builtin_prefetch(w + i + 1024);  // 硬件的预取到页边就停
+        for (size_t byte = 0; byte < 2 * LANES * sizeof(W); byte += 64)  // 硬件的预取到页边就停
+            __builtin_prefetch((const char*)(w + i) + 512 + byte);
         const Floats first = widen(w + i), second = widen(w + i + LANES);
         for (int r = 0; r < R; r++) {
             a[r] += first * load<Floats>(x + r * stride + i);
@@ -201,7 +199,7 @@ static float quantise(const float* x, int64_t count, uint8_t* y) {
 }
 
 // ---------------------------------------------------------------------------
-// 线程：每个阶段分成许多块，谁空谁取；取完就等别人手上的那块做完
+// 线程：每个阶段的块按线程分成连着的几段，先顺着做自己的一段（内存读得最快），做完帮别人，再等还在别人手上的
 // ---------------------------------------------------------------------------
 
 static void relax() {
@@ -223,31 +221,14 @@ static void wait_until(std::atomic<int32_t>& value, int32_t wanted) {
     for (int32_t now; (now = value.load(std::memory_order_acquire)) != wanted;) value.wait(now);
 }
 
-struct alignas(64) Phase {
-    std::atomic<int32_t> next{0}, done{0};
+struct alignas(64) Counter {  // 各占一个缓存行
+    std::atomic<int32_t> value{0};
 };
-
-// 请系统把这段内存换成大页：顺着读几百兆时，少查许多次页表。不成也无妨。
-static void prefer_huge_pages([[maybe_unused]] const void* start, [[maybe_unused]] int64_t size) {
-#if defined(__linux__)
-    constexpr uintptr_t HUGE_PAGE = 2 << 20;
-    constexpr int COLLAPSE = 25;  // MADV_COLLAPSE，Linux 6.1 起；更早的报错，等内核自己慢慢换
-    const uintptr_t first = ((uintptr_t)start + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-    const uintptr_t last = ((uintptr_t)start + size) / HUGE_PAGE * HUGE_PAGE;
-    if (first >= last) return;
-    madvise((void*)first, last - first, MADV_HUGEPAGE);
-    madvise((void*)first, last - first, COLLAPSE);
-#endif
-}
 
 class Decoder {
   public:
-    Decoder(const Model* model, int threads) : model(*model), phases(5 * model->layers + 1) {
-        for (int index = 0; index < model->layers && model->kind != INT8; index++)  // int8 的量不出差别
-            for (const Matrix* matrix : {&model->layer[index].qkv, &model->layer[index].proj, &model->layer[index].fc,
-                                         &model->layer[index].out})
-                prefer_huge_pages(matrix->weight, matrix->outputs * matrix->inputs * bytes());
-        for (int number = 1; number < threads; number++) workers.emplace_back([this] { work(); });
+    Decoder(const Model* model, int threads) : model(*model), threads(threads), counters((5 * model->layers + 1) * (threads + 1)) {
+        for (int number = 1; number < threads; number++) workers.emplace_back([this, number] { work(number); });
     }
 
     ~Decoder() {
@@ -259,68 +240,79 @@ class Decoder {
 
     void step(Cache& given, const int64_t* given_tokens, float* given_logits) {
         cache = given, tokens = given_tokens, logits = given_logits;
-        const int64_t size = cache.rows * model.width;
+        rows = cache.songs * cache.count;
+        const int64_t size = rows * model.width;
         x.resize(size), qkv.resize(3 * size), y.resize(size), wide.resize(4 * size);
-        for (int64_t row = 0; row < cache.rows; row++)
+        for (int64_t row = 0; row < rows; row++)
             std::copy_n(model.embedding + tokens[row] * model.width, model.width, &x[row * model.width]);
-        for (Phase& phase : phases) phase.next = 0, phase.done = 0;
+        for (Counter& counter : counters) counter.value.store(0, std::memory_order_relaxed);
         round.fetch_add(1);  // 奇数：开着
         round.notify_all();
-        run();
+        run(0);
         round.fetch_add(1);  // 偶数：关了；等还在里面的出来，才能动下一步的数
         wait_until(inside, 0);
     }
 
   private:
     Model model;
+    int threads;
     Cache cache;
+    int64_t rows;  // 一共几个词元，(首, 位置)
     const int64_t* tokens;
     float* logits;
     std::vector<float> x, qkv, y, wide;  // 各行的：残差 C、查询键值 3C、注意力 C、前馈 4C
-    std::vector<Phase> phases;
+    std::vector<Counter> counters;  // 每个阶段：做完了几块，各线程的一段里取到第几块
     std::vector<std::thread> workers;
     std::atomic<int32_t> round{0}, inside{0};
     std::atomic<bool> leaving{false};
 
     struct Scratch {  // 每个线程自己的
+        int thread;
         std::vector<float> rows, scores;
         std::vector<uint8_t> bytes;
         std::vector<float> scales;
     };
 
-    void work() {
+    void work(int thread) {
         for (int32_t seen = 0; !leaving;) {
             for (int spin = 0; spin < SPINS && round == seen; spin++) relax();
             round.wait(seen);
             inside.fetch_add(1);
             seen = round;
-            if (seen % 2 && !leaving) run();
+            if (seen % 2 && !leaving) run(thread);
             inside.fetch_sub(1);
             inside.notify_all();
         }
     }
 
     template <class Part>
-    void phase(int number, int64_t total, int64_t chunk, Part part) {
-        Phase& now = phases[number];
-        const int32_t chunks = int32_t((total + chunk - 1) / chunk);
-        for (int32_t place; (place = now.next.fetch_add(1, std::memory_order_relaxed)) < chunks;) {
-            part(place * chunk, std::min(total, (place + 1) * chunk));
-            if (now.done.fetch_add(1, std::memory_order_acq_rel) + 1 == chunks) now.done.notify_all();
+    void phase(int number, int thread, int64_t total, int64_t chunk, Part part) {
+        Counter* own = &counters[number * (threads + 1)];
+        std::atomic<int32_t>& done = (own++)->value;
+        const int64_t chunks = (total + chunk - 1) / chunk;
+        for (int turn = 0; turn < threads; turn++) {
+            const int whose = (thread + turn) % threads;
+            const int64_t first = chunks * whose / threads, last = chunks * (whose + 1) / threads;
+            for (int64_t place; (place = first + own[whose].value.fetch_add(1, std::memory_order_relaxed)) < last;) {
+                part(place * chunk, std::min(total, (place + 1) * chunk));
+                if (done.fetch_add(1, std::memory_order_acq_rel) + 1 == chunks) done.notify_all();
+            }
         }
-        wait_until(now.done, chunks);
+        wait_until(done, int32_t(chunks));
     }
 
-    void run() {
+    void run(int thread) {
         thread_local Scratch scratch;
+        scratch.thread = thread;
         const int64_t width = model.width;
         int number = 0;
         for (int index = 0; index < model.layers; index++) {
             const Layer& layer = model.layer[index];
             multiply(number++, layer.qkv, &layer.norm_1, x.data(), scratch,
                      [&](int64_t row, int64_t o, float v) { qkv[row * 3 * width + o] = v; });
-            phase(number++, cache.rows * model.heads, 1, [&](int64_t first, int64_t) {
-                attend(index, first / model.heads, first % model.heads, scratch);
+            phase(number++, thread, cache.songs * model.heads, 1, [&](int64_t first, int64_t) {
+                for (int64_t place = 0; place < cache.count; place++)
+                    attend(index, first / model.heads, first % model.heads, place, scratch);
             });
             multiply(number++, layer.proj, nullptr, y.data(), scratch,
                      [&](int64_t row, int64_t o, float v) { x[row * width + o] += v; });
@@ -338,13 +330,13 @@ class Decoder {
     void multiply(int number, const Matrix& matrix, const Norm* norm, const float* input, Scratch& scratch, Store store) {
         const int64_t n = matrix.inputs, chunk = std::max<int64_t>(8, 65536 / (n * bytes()));  // 一块约 64 KB
         bool ready = false;
-        phase(number, matrix.outputs, chunk, [&](int64_t first, int64_t last) {
+        phase(number, scratch.thread, matrix.outputs, chunk, [&](int64_t first, int64_t last) {
             if (!ready) ready = prepare(norm, input, n, scratch);  // 每个线程各算一遍：比等一个线程算快
-            const float* rows = norm ? scratch.rows.data() : input;
+            const float* given = norm ? scratch.rows.data() : input;
             float sums[MOST_ROWS];
             for (int64_t o = first; o < last; o++) {
-                times(matrix, o, rows, scratch, sums);
-                for (int64_t row = 0; row < cache.rows; row++)
+                times(matrix, o, given, scratch, sums);
+                for (int64_t row = 0; row < rows; row++)
                     store(row, o, matrix.bias ? sums[row] + matrix.bias[o] : sums[row]);
             }
         });
@@ -354,42 +346,42 @@ class Decoder {
 
     bool prepare(const Norm* norm, const float* input, int64_t n, Scratch& scratch) {
         if (norm) {
-            scratch.rows.resize(cache.rows * n);
-            for (int64_t row = 0; row < cache.rows; row++)
+            scratch.rows.resize(rows * n);
+            for (int64_t row = 0; row < rows; row++)
                 normalise(input + row * n, *norm, model.epsilon, n, &scratch.rows[row * n]);
             input = scratch.rows.data();
         }
         if (model.kind == INT8) {
-            scratch.bytes.resize(cache.rows * n), scratch.scales.resize(cache.rows);
-            for (int64_t row = 0; row < cache.rows; row++)
+            scratch.bytes.resize(rows * n), scratch.scales.resize(rows);
+            for (int64_t row = 0; row < rows; row++)
                 scratch.scales[row] = quantise(input + row * n, n, &scratch.bytes[row * n]);
         }
         return true;
     }
 
     // 第 o 个输出，各行的。
-    void times(const Matrix& matrix, int64_t o, const float* rows, const Scratch& scratch, float* sums) const {
+    void times(const Matrix& matrix, int64_t o, const float* x, const Scratch& scratch, float* sums) const {
         const int64_t n = matrix.inputs, at = o * n;
         switch (model.kind) {
-            case FP32: return dot_rows((const float*)matrix.weight + at, rows, cache.rows, n, n, sums);
-            case BF16: return dot_rows((const uint16_t*)matrix.weight + at, rows, cache.rows, n, n, sums);
+            case FP32: return dot_rows((const float*)matrix.weight + at, x, rows, n, n, sums);
+            case BF16: return dot_rows((const uint16_t*)matrix.weight + at, x, rows, n, n, sums);
 #if HAS_FP16
-            case FP16: return dot_rows((const _Float16*)matrix.weight + at, rows, cache.rows, n, n, sums);
+            case FP16: return dot_rows((const _Float16*)matrix.weight + at, x, rows, n, n, sums);
 #endif
             default:
-                for (int64_t row = 0; row < cache.rows; row++) {
+                for (int64_t row = 0; row < rows; row++) {
                     const int32_t sum = dot((const int8_t*)matrix.weight + at, &scratch.bytes[row * n], n);
                     sums[row] = float(sum - 128 * matrix.totals[o]) * matrix.scale[o] * scratch.scales[row];
                 }
         }
     }
 
-    // 一行的一个头：旋转、写进缓存，再对到目前为止的全部位置做注意力。
-    void attend(int layer, int64_t row, int64_t head, Scratch& scratch) {
-        const int64_t width = model.width, size = width / model.heads, count = cache.length + 1;
-        const int64_t plane = cache.capacity * size, at = cache.length * size;
-        float* keys = cache.entries + ((2 * layer * cache.rows + row) * model.heads + head) * plane;
-        float* values = keys + cache.rows * model.heads * plane;
+    // 一首的一个头、接上的第 place 个词元：旋转、写进缓存，再对到它为止的全部位置做注意力。
+    void attend(int layer, int64_t song, int64_t head, int64_t place, Scratch& scratch) {
+        const int64_t width = model.width, size = width / model.heads, row = song * cache.count + place;
+        const int64_t count = cache.length + place + 1, plane = cache.capacity * size, at = (count - 1) * size;
+        float* keys = cache.entries + ((2 * layer * cache.songs + song) * model.heads + head) * plane;
+        float* values = keys + cache.songs * model.heads * plane;
         const float* query = &qkv[row * 3 * width + head * size];
         scratch.rows.resize(std::max<size_t>(scratch.rows.size(), size));
         scratch.scores.resize(std::max<size_t>(scratch.scores.size(), count));

@@ -3,17 +3,21 @@
 第一次用到时编译，放进用户的缓存文件夹；先在子进程里走一步、与 torch 比过才用。
 """
 
+import contextlib
 import ctypes
 import errno
 import hashlib
+import itertools
 import json
+import mmap
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +27,14 @@ from model import GPT, KVCache, ModelConfig
 
 SOURCE = Path(__file__).with_name("decode.cpp")
 COMPILE_SECONDS = TEST_SECONDS = 60
+ZIG_SECONDS = 300  # ziglang 头一次要编译自己的标准库，约一分钟
 
 KINDS = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3}
-STORED = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# 至多几行一起走；再多的行，torch 的矩阵乘更快（量于两核的 AMD EPYC），C++ 那边容得下 8 行
-MOST_ROWS = {"fp32": 2, "bf16": 3, "fp16": 4, "int8": 4}
+STORED = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
+# 至多几首一起走；再多的，torch 的矩阵乘更快（量于两核的 AMD EPYC）
+MOST_SONGS = {"fp32": 2, "bf16": 3, "fp16": 4, "int8": 4}
+# 前文不长时也由它读，一次几个词元：不必等 torch 那边排好权重，第一个字早半秒
+MOST_TOKENS, AT_ONCE = 24, 4  # C++ 那边一次容得下 8 行
 
 _pointer = ctypes.c_void_p
 
@@ -68,7 +75,7 @@ class _Model(ctypes.Structure):
 class _Cache(ctypes.Structure):
     _fields_ = [
         *((name, _pointer) for name in ("entries", "cos", "sin")),
-        *((name, ctypes.c_int64) for name in ("rows", "capacity", "length")),
+        *((name, ctypes.c_int64) for name in ("songs", "capacity", "length", "count")),
     ]
 
 
@@ -82,7 +89,8 @@ class Decoder:
 
     def __init__(self, library: ctypes.CDLL, model: GPT, dtype: str, threads: int) -> None:
         self.library, self.dtype = library, dtype
-        self._held: list[Tensor] = []  # C++ 那边只有指针
+        self._held: list[Any] = []  # C++ 那边只有指针
+        self._room = self._memory(model)
         c = model.config
         blocks = [
             _Layer(
@@ -111,6 +119,18 @@ class Decoder:
         )
         self._decoder = library.decoder_new(ctypes.byref(self._model), threads)
 
+    def _memory(self, model: GPT) -> Iterator[memoryview]:
+        """一次要来放得下全部矩阵的内存，用大页：顺着读几百兆时，少查许多次页表。逐个给出，各对齐到缓存行。"""
+        linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        sizes = [linear.weight.numel() for linear in linears] + [model.embedding.weight.numel()]
+        rooms = [-(-size * STORED[self.dtype].itemsize // 64) * 64 for size in sizes]
+        whole = mmap.mmap(-1, sum(rooms))
+        with contextlib.suppress(AttributeError, OSError):  # 不是 Linux，或内核没有大页
+            whole.madvise(mmap.MADV_HUGEPAGE)
+        self._held.append(whole)
+        ends = list(itertools.accumulate(rooms))
+        return (memoryview(whole)[end - room : end] for room, end in zip(rooms, ends, strict=True))
+
     def _hold(self, tensor: Tensor) -> int:
         tensor = tensor.detach().contiguous()
         self._held.append(tensor)
@@ -124,41 +144,50 @@ class Decoder:
 
     def _packed(self, weight: Tensor, bias: Tensor | None) -> _Matrix:
         weight, scale, totals = weight.detach(), None, None
+        stored = torch.frombuffer(next(self._room), dtype=STORED[self.dtype], count=weight.numel()).view(weight.shape)
         if self.dtype == "int8":
             scales = (weight.abs().amax(dim=1) / 127).clamp_min(1e-12)
-            weight = (weight / scales[:, None]).round().to(torch.int8)
-            scale, totals = self._hold(scales), self._hold(weight.sum(dim=1, dtype=torch.int32))
+            stored.copy_((weight / scales[:, None]).round_())
+            scale, totals = self._hold(scales), self._hold(stored.sum(dim=1, dtype=torch.int32))
         else:
-            weight = weight.to(STORED[self.dtype])
+            stored.copy_(weight)
         outputs, inputs = weight.shape
-        return _Matrix(self._hold(weight), scale, totals, None if bias is None else self._hold(bias), outputs, inputs)
+        return _Matrix(self._hold(stored), scale, totals, None if bias is None else self._hold(bias), outputs, inputs)
 
-    def step(self, cache: KVCache, tokens: Tensor, logits: Tensor) -> None:
-        """tokens: (B,) int64 → 写进 logits (B, V) 与 cache 的下一个位置。"""
-        cos, sin = cache.rope
-        given = _Cache(
-            cache.entries.data_ptr(), cos.data_ptr(), sin.data_ptr(), len(tokens), cache.capacity, cache.length
-        )
+    def step(self, cache: KVCache, tokens: Tensor) -> Tensor:
+        """接在 cache 之后，写进它。tokens: (B, T) int64，B·T 不过 8 → logits (B, T, V)。
+
+        Raises:
+            ValueError: cache 装不下。
+        """
+        (songs, count), (cos, sin) = tokens.shape, cache.rope
+        if cache.length + count > cache.capacity:
+            raise ValueError(f"KV 缓存容量 {cache.capacity}，装不下 {cache.length + count} 个词元")
+        pointers = cache.entries.data_ptr(), cos.data_ptr(), sin.data_ptr()
+        given = _Cache(*pointers, songs, cache.capacity, cache.length, count)
+        tokens, logits = tokens.contiguous(), torch.empty(songs, count, self._model.vocabulary)
         self.library.decoder_step(self._decoder, ctypes.byref(given), tokens.data_ptr(), logits.data_ptr())
+        cache.length += count
+        return logits
 
     def __del__(self) -> None:
         self.library.decoder_free(self._decoder)
 
 
 class FusedStep:
-    """走一步（`generation.Step`）；行数多时矩阵乘更快，走 torch 的。"""
+    """走一步（`generation.Step`）；一次的行数多时矩阵乘更快，走 torch 的。"""
 
     def __init__(self, decoder: Decoder, model: GPT, cache: KVCache) -> None:
-        self.decoder, self.cache, self.vocab_size = decoder, cache, model.config.vocab_size
+        self.decoder, self.cache = decoder, cache
         self.torch_step = TorchStep(model, cache)
 
-    def __call__(self, token: Tensor) -> Tensor:
-        if len(token) > MOST_ROWS[self.decoder.dtype]:
-            return self.torch_step(token)
-        logits = torch.empty(len(token), self.vocab_size)
-        self.decoder.step(self.cache, token.contiguous(), logits)
-        self.cache.length += 1
-        return logits
+    def __call__(self, tokens: Tensor) -> Tensor:
+        songs, count = tokens.shape
+        if count == 1 and songs <= MOST_SONGS[self.decoder.dtype]:
+            return self.decoder.step(self.cache, tokens)[:, 0]
+        if songs == 1 and count <= MOST_TOKENS:
+            return [self.decoder.step(self.cache, some) for some in tokens.split(AT_ONCE, dim=1)][-1][:, -1]
+        return self.torch_step(tokens)
 
     def keep_rows(self, rows: Tensor) -> None:
         self.cache.keep_rows(rows)
@@ -258,12 +287,13 @@ def _checked(compiler: list[str], version: str, say: Callable[[str], None]) -> P
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise CannotWrite(f"{folder} 写不了：{error.strerror or error}") from None
-    say("第一次在这台机器上写歌：编译解码的一步，几秒 …")
+    zig = "ziglang" in compiler
+    say(f"第一次在这台机器上写歌：编译解码的一步，{'ziglang 头一次约一分钟' if zig else '几秒'} …")
     problem = ""
     try:
         made = folder / f"{name}.{os.getpid()}.tmp"
         try:
-            _run([*compiler, *flags(), "-o", str(made), str(SOURCE)], COMPILE_SECONDS)
+            _run([*compiler, *flags(), "-o", str(made), str(SOURCE)], ZIG_SECONDS if zig else COMPILE_SECONDS)
             content = made.read_bytes()
             os.replace(made, library)
         finally:
@@ -322,15 +352,15 @@ def self_test(library: ctypes.CDLL) -> None:
     )
     for parameter in model.parameters():
         parameter.normal_(std=0.3)
-    tokens = torch.randint(37, (2, 7))
+    tokens = torch.randint(37, (2, 12))
     for dtype, bound in (("fp32", 1e-4), ("bf16", 0.02), ("fp16", 0.01), ("int8", 0.1)):
         if dtype == "fp16" and not library.decoder_has_fp16():
             continue
         decoder = Decoder(library, model, dtype, threads=2)
         ours, theirs = model.new_cache(2, 16), model.new_cache(2, 16)
-        step, plain = FusedStep(decoder, model, ours), TorchStep(model, theirs)
-        for place in range(tokens.size(1)):
-            expected, found = plain(tokens[:, place]), step(tokens[:, place])
+        plain = TorchStep(model, theirs)
+        for some in tokens.split([1, 1, 3, 1, 4, 1, 1], dim=1):
+            expected, found = plain(some), decoder.step(ours, some)[:, -1]
             if not (found - expected).norm() <= bound * expected.norm():
                 raise CannotFuse(f"{dtype} 的结果与 torch 的不同")
 

@@ -4,7 +4,7 @@ import functools
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,14 @@ from model import GPT
 WRITING_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 
 Multiply = Callable[[Tensor], Tensor]  # (…, 输入) → (…, 输出)
+
+
+class Kernels(NamedTuple):
+    """一行的、多行的核；special：这个 torch 有更快的多行的核。"""
+
+    one: Multiply
+    many: Multiply
+    special: bool
 
 
 class WritingLinear:
@@ -33,21 +41,30 @@ class WritingLinear:
         bias: (输出,) 或 None。
         dtype: `WRITING_DTYPES` 的一个名称。
         one_row: 要不要备一行的核；另有编译好的一步时不要。
+
+    第一次用到才排布：有编译好的一步时，多半用不到。
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: str, one_row: bool = True) -> None:
+        self._given: tuple[Tensor, Tensor | None] | None = (weight, bias)
+        self.dtype, self.one_row = dtype, one_row
+
+    @functools.cached_property
+    def kernels(self) -> Kernels:
+        assert self._given is not None
+        (weight, bias), self._given = self._given, None
         weight = weight.detach()
         bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
-        one, many, plain = _kernels(weight, dtype)
+        one, many, plain = _kernels(weight, self.dtype)
         faster = _working(many, weight, bias)
-        self.special = faster is not None  # 这个 torch 有更快的核
-        self.many = faster or plain(bias)
-        alone = one_row and _worth_its_own_kernel(dtype)
-        self.one = (_working(one, weight, bias) if alone else None) or self.many
+        several = faster or plain(bias)
+        alone = self.one_row and _worth_its_own_kernel(self.dtype)
+        return Kernels((_working(one, weight, bias) if alone else None) or several, several, faster is not None)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (…, 输入) → (…, 输出)，类型是所用的核的。"""
-        return (self.one if x.numel() == x.size(-1) else self.many)(x)
+        kernels = self.kernels
+        return (kernels.one if x.numel() == x.size(-1) else kernels.many)(x)
 
 
 def _kernels(weight: Tensor, dtype: str) -> tuple[tuple, tuple, Callable[[Tensor], Multiply]]:
@@ -181,13 +198,25 @@ def prepare_for_writing(model: GPT, dtype: str, one_row: bool = True) -> GPT:
         raise ValueError("int8 只能在 CPU 上用")
     if not on_cpu:
         return model.to(WRITING_DTYPES[dtype]).eval().requires_grad_(False)
-    model.head = WritingLinear(model.embedding.weight.float(), None, dtype, one_row)
+    model.float().eval().requires_grad_(False)
+    model.head = WritingLinear(model.embedding.weight, None, dtype, one_row)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                delattr(module, name)  # WritingLinear 不是模块：少一层调用，也没有参数
-                setattr(module, name, WritingLinear(child.weight.float(), child.bias.float(), dtype, one_row))
-    return model.float().eval().requires_grad_(False)
+            plain = _plain_call(child, dtype, one_row)
+            if plain is not None:  # 不是模块：少一层调用，也没有参数。一个词元才几毫秒，层层调用要占一成多
+                delattr(module, name)
+                setattr(module, name, plain)
+    return model
+
+
+def _plain_call(module: nn.Module, dtype: str, one_row: bool) -> Multiply | None:
+    """写歌时代替这个模块的函数；None 表示不换。"""
+    if isinstance(module, nn.Linear):
+        return WritingLinear(module.weight, module.bias, dtype, one_row)
+    if isinstance(module, nn.LayerNorm):
+        shape, weight, bias, epsilon = module.normalized_shape, module.weight, module.bias, module.eps
+        return lambda x: torch.layer_norm(x, shape, weight, bias, epsilon)
+    return (lambda x: x) if isinstance(module, nn.Dropout) else None
 
 
 def fastest_dtype(device: torch.device, half: torch.dtype | None, fused: bool = False) -> str:
@@ -203,6 +232,6 @@ def fastest_dtype(device: torch.device, half: torch.dtype | None, fused: bool = 
         return "int8"
     if half is None:
         return "fp32"
-    if device.type == "cpu" and WritingLinear(torch.eye(64), None, "int8").special:  # 这个 torch 有 int8 算子
+    if device.type == "cpu" and WritingLinear(torch.eye(64), None, "int8").kernels.special:  # 这个 torch 有 int8 算子
         return "int8"
     return "bf16" if half == torch.bfloat16 else "fp16"

@@ -1,5 +1,6 @@
 """从检查点到可以写歌的模型。"""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +47,7 @@ def load_writer(
     device = pick_device(device_flag)
     if not path.is_file():
         raise CheckpointError(f"找不到检查点：{path}\n请先训练（python train.py），或用 --checkpoint 指明文件")
-    contents = checkpoint.load(path)
+    contents = checkpoint.load(path, mmap=os.name != "nt")  # Windows 上映射着的文件，训练就换不掉
     model, tokenizer = checkpoint.restore(contents, path)
     chosen = "（auto 选定）" if dtype == "auto" else ""
     library, how = None, ""

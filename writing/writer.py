@@ -15,7 +15,7 @@ from lyrics.plan import SongPlan
 from lyrics.sound import lines_of, normalise, rhyme_class, sung_count
 from model import GPT
 from tokenizer import StreamingDecoder, Tokenizer
-from writing.cuda_graph import recorded_step, worth_recording
+from writing.cuda_graph import RecordedStep, worth_recording
 from writing.decode import Decoder, fused_steps
 from writing.drafts import Composer, Draft
 from writing.settings import Settings
@@ -245,7 +245,7 @@ class Writer:
         if self.decoder is not None:
             return fused_steps(self.decoder)
         graph = worth_recording(self.device, self.cuda_graph, tokens, songs)
-        return recorded_step if graph else generation.TorchStep
+        return RecordedStep if graph else generation.TorchStep
 
     def _continue(self, songs: list[Song], settings: Settings, seed: int, show: Show) -> None:
         before = [len(song.tokens) for song in songs]
