@@ -12,7 +12,8 @@ from pathlib import Path
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".lrc", ".qrc", ".krc", ".yrc", ".lys", ".ttml")
 SAMPLE_FILE = "sample.json"  # 自带样例，没有别的歌词文件时才用
 SAMPLE_DIGESTS = (  # 自带样例的内容（换行作 \n）的 SHA-256：改过的、自己的 sample.json 不是自带样例
-    "79cd7e0c63aa5dd1cf6e876866c04751f879f94ea1ea7bcbca749d1b0df3757d",
+    "79cd7e0c63aa5dd1cf6e876866c04751f879f94ea1ea7bcbca749d1b0df3757d",  # 从前的 259 首
+    "94be9c47c41fe733410b25fb46329b67bbd140a5230dd109fa3d5794fb428ed0",
 )
 WRITTEN_HERE = ("metrics.jsonl", "report.json", "tokenizer.json")  # 训练写进检查点与缓存文件夹的
 
