@@ -1,9 +1,10 @@
 """参数分组、优化器与学习率曲线。"""
 
 import math
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -17,6 +18,65 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     for parameter in model.parameters():
         (decayed if parameter.dim() >= 2 and id(parameter) not in embeddings else kept).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+class Muon(torch.optim.Optimizer):
+    """把每个矩阵的动量正交化，作为更新（Jordan 等 2024）；再缩放到与 AdamW 相当的大小（Liu 等 2025，2.2 节）。
+
+    `torch.optim.Muon` 一次一个矩阵；这里同样形状的叠在一起算，qkv 的权重拆成查询、键、值三个，各自正交化。
+    状态与它的相同，从前的检查点接得上。
+
+    Args:
+        parameters: 都是矩阵。
+        triples: 其中由三个矩阵上下拼成的。
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        triples: Iterable[nn.Parameter],
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self._triples = {id(parameter) for parameter in triples}
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        (group,) = self.param_groups
+        stacks: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = {}
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            average = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
+            update = parameter.grad.lerp(average, group["momentum"])  # Nesterov
+            parts = 3 if id(parameter) in self._triples else 1
+            matrices = update.view(parts, -1, parameter.size(1))
+            stacks.setdefault(tuple(matrices.shape[1:]), []).append((parameter, matrices))
+        for shape, members in stacks.items():
+            updates = orthogonalised(torch.cat([matrices for _, matrices in members]))
+            step_size = group["lr"] * 0.2 * math.sqrt(max(shape))
+            sizes = [len(matrices) for _, matrices in members]
+            for (parameter, _), update in zip(members, updates.split(sizes), strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update.reshape(parameter.shape), alpha=-step_size)
+
+
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """(n, r, c) 的各个矩阵换成最近的（半）正交矩阵，近似：五次 Newton–Schulz，系数取自 Jordan 等 2024。"""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices.bfloat16()
+    tall = x.size(1) > x.size(2)
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
 
 
 def build_optimizers(
@@ -37,7 +97,8 @@ def build_optimizers(
         return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=fused)
 
     if name == "muon":
-        muon = torch.optim.Muon([decayed], lr=muon_learning_rate, adjust_lr_fn="match_rms_adamw")
+        triples = [parameter for name, parameter in model.named_parameters() if name.endswith("qkv.weight")]
+        muon = Muon(decayed["params"], triples, muon_learning_rate, weight_decay)
         optimizers = {"muon": muon, "adamw": adamw(kept)}
     else:
         optimizers = {"adamw": adamw(decayed, kept)}

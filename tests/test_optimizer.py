@@ -78,8 +78,37 @@ def test_muon_takes_the_weight_matrices_and_adamw_the_rest():
     (muon,), (adamw,) = (optimizer.param_groups for optimizer in optimizers.values())
     assert set(names_in(model, muon)) == DECAYED
     assert set(names_in(model, adamw)) == KEPT
-    assert (muon["lr"], muon["weight_decay"], muon["adjust_lr_fn"]) == (5e-3, 0.1, "match_rms_adamw")
+    assert (muon["lr"], muon["weight_decay"]) == (5e-3, 0.1)
     assert (adamw["lr"], adamw["weight_decay"], adamw["betas"]) == (2e-3, 0.0, (0.9, 0.95))
+
+
+def test_muon_is_the_one_of_torch_but_for_the_stacked_projections():
+    """两步：除了 qkv，与 `torch.optim.Muon`（match_rms_adamw）的更新相同；qkv 等于把三块各当作一个矩阵。"""
+    ours, theirs = GPT(TINY), GPT(TINY)
+    theirs.load_state_dict(ours.state_dict())
+    muon = build_optimizers("muon", ours, 2e-3, 1e-2, 0.1)["muon"]
+    apart = {
+        name: [torch.nn.Parameter(part.clone()) for part in parameter.chunk(3 if "qkv" in name else 1)]
+        for name, parameter in theirs.named_parameters()
+        if name in DECAYED
+    }
+    reference = torch.optim.Muon(
+        [part for parts in apart.values() for part in parts], lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+    )
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        for name, parameter in ours.named_parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            if name in apart:
+                for part, gradient in zip(apart[name], parameter.grad.chunk(len(apart[name])), strict=True):
+                    part.grad = gradient.clone()
+        muon.step()
+        reference.step()
+    for name, parameter in ours.named_parameters():
+        if name in apart:
+            found, expected = parameter.detach(), torch.cat(apart[name]).detach()
+            before = theirs.get_parameter(name).detach()
+            assert (found - expected).norm() < 0.05 * (expected - before).norm(), name
 
 
 def test_a_muon_update_is_nearly_orthogonal():

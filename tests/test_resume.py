@@ -144,8 +144,8 @@ def test_a_finished_run_says_so(run):
 def test_changed_settings_are_listed_when_resuming(run):
     """接着训练时，能改的设置改了要列出来。"""
     run("listed", "--train_iters", "2")
-    _, out, _ = run("listed", "--train_iters", "3", "--learning_rate", "5e-4")
-    assert "learning_rate 0.003 → 0.0005" in out
+    _, out, _ = run("listed", "--train_iters", "3", "--learning_rate", "5e-3")
+    assert "learning_rate 0.012 → 0.005" in out
     assert "train_iters 2 → 3" in out
 
 
