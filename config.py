@@ -11,6 +11,7 @@ PRESET = "auto"  # auto：有加速卡用 gpu，没有用 cpu；gpu：下面的�
 
 # ---- 数据与分词 ----
 LYRICS_DIR = "ChineseLyrics"  # 歌词文件夹（*.json、*.csv、*.txt、*.lrc 等，见 ChineseLyrics/README.md）
+LYRICS_WEIGHTS = None  # 每轮里各个子文件夹的歌几遍，如 "古典=0.2,现代=3"；没有写到的一遍
 CACHE_DIR = "cache"  # 词元缓存文件夹
 BPE_VOCAB_SIZE = 10000  # 词表大小（个）；语料太小时自动减小
 BPE_MODEL_PREFIX = "chinese_lyrics_bpe"  # 分词模型文件名（不含 .model）
@@ -26,6 +27,8 @@ DROPOUT = 0.1  # 训练时的丢弃率
 
 # ---- 训练 ----
 TRAIN_ITERS = 2000  # 优化步数
+FIT_TO_CORPUS = True  # 语料小得要反复学几十轮时，步数、批量、预热、评估间隔与正则随它调整；false 照常量
+PATIENCE = 5  # 连续这么多次评估没有更好就停下；none 不提前停
 BATCH_SIZE = 64  # 每个优化步的序列数
 MICRO_BATCH_SIZE = None  # 一次前向的序列数；none 表示整批一次，显存不够就调小，数学不变
 ACTIVATION_CHECKPOINTING = False  # 反传时重算各层，省下大半显存，约慢三成，数学不变
@@ -35,6 +38,7 @@ MUON_LEARNING_RATE = 2e-3  # Muon 的最高学习率
 MIN_LR = 3e-5  # 余弦退火的最低学习率；Muon 的按同样的倍数退火
 WARMUP_ITERS = 200  # 线性预热步数
 WEIGHT_DECAY = 0.1  # 权重衰减（只作用于线性层的权重矩阵）
+AVERAGE = 0.05  # best.pt 是最近这么大一部分步数里权重的滑动平均；0 不平均
 GRAD_CLIP = 1.0  # 梯度范数上限；0 表示不裁剪
 USE_AMP = True  # 混合精度：bf16，硬件不支持时用 fp16 或 fp32
 USE_COMPILE = True  # torch.compile 加速；不可用时自动退回

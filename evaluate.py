@@ -22,9 +22,10 @@ import torch
 
 import flags
 import generation
+from corpus.batches import IGNORED, validation_batches
 from corpus.cleaning import CLEANING_VERSION
 from corpus.files import CorpusError
-from corpus.tokens import IGNORED, Corpus, prepare, validation_batches
+from corpus.tokens import Corpus, prepare
 from flags import Flag, constants
 from lyrics.copies import CopyIndex
 from lyrics.form import LyricsError

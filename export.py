@@ -2,8 +2,9 @@
 
 - `--format hf`：一个文件夹，transformers 的 `AutoModelForCausalLM`、`AutoTokenizer` 直接载入，不需要我们的代码。
 - `--format gguf`：一个文件，llama.cpp 载入。
+- `--format pt`：本仓库的检查点，半精度，只有写歌与微调用得着的：拿去送人的。
 
-架构就是顺序残差的 GPT-NeoX；分词器是 sentencepiece BPE 照样搬过去。只有两处不同：别处把用户写的
+前两种：架构就是顺序残差的 GPT-NeoX；分词器是 sentencepiece BPE 照样搬过去。只有两处不同：别处把用户写的
 `<lyric>` 之类认作控制词元，把 U+2581（▁）当作空格。
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
+import torch
 
 import flags
 import generation
@@ -28,21 +30,27 @@ from training import checkpoint
 from training.checkpoint import BEST, CheckpointError
 from writing.kernels import WRITING_DTYPES
 
-DESCRIPTION = "把检查点写成 transformers 的文件夹，或 llama.cpp 的 GGUF 文件。"
+DESCRIPTION = "把检查点写成 transformers 的文件夹、llama.cpp 的 GGUF 文件，或一半大小的检查点。"
 FLAGS = [
     Flag("checkpoint", Path(constants.CHECKPOINT_DIR) / BEST, flags.path(), "检查点"),
-    Flag("out", None, flags.path(), "写到哪里：hf 是文件夹，gguf 是文件"),
-    Flag("format", "hf", flags.one_of("hf", "gguf"), "hf：transformers 的文件夹；gguf：llama.cpp 的文件"),
+    Flag("out", None, flags.path(), "写到哪里：hf 是文件夹，gguf、pt 是文件"),
+    Flag(
+        "format",
+        "hf",
+        flags.one_of("hf", "gguf", "pt"),
+        "hf：transformers 的文件夹；gguf：llama.cpp 的文件；pt：本仓库的检查点，半精度",
+    ),
     Flag(
         "dtype",
         None,
         flags.one_of("fp32", "bf16", "fp16", "q8_0"),
-        "权重的精度；hf 默认 fp32，gguf 默认 fp16；q8_0 只用于 gguf",
+        "权重的精度；hf 默认 fp32，gguf、pt 默认 fp16；q8_0 只用于 gguf",
     ),
     Flag("force", False, flags.BOOLEAN, "换掉已有的文件或文件夹"),
 ]
 EXPORTED = "README.md config.json generation_config.json model.safetensors tokenizer.json tokenizer_config.json".split()
-PACKAGES = {"hf": ("transformers", "safetensors"), "gguf": ("gguf",)}
+PACKAGES = {"hf": ("transformers", "safetensors"), "gguf": ("gguf",), "pt": ()}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SAMPLE_PROMPT = "今夜我"
 SAMPLE_TOKENS = 100
 
@@ -51,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     given = flags.parse_flags(FLAGS, argv, "export.py", DESCRIPTION)
     options = {flag.name: given.get(flag.name, flag.default) for flag in FLAGS}
     kind, out = options["format"], options["out"] and options["out"].resolve()
-    dtype = options["dtype"] or {"hf": "fp32", "gguf": "fp16"}[kind]
+    dtype = options["dtype"] or {"hf": "fp32"}.get(kind, "fp16")
     try:
         refuse(kind, dtype, out, options["force"])
     except OSError as error:
@@ -65,8 +73,10 @@ def main(argv: Sequence[str]) -> int:
     def write(temporary: Path) -> None:
         if kind == "hf":
             write_hf(temporary, model, tokenizer, contents, dtype)
-        else:
+        elif kind == "gguf":
             write_gguf(temporary, model, tokenizer, contents["iter"], dtype)
+        else:
+            write_checkpoint(temporary, model, tokenizer, contents, dtype)
 
     try:
         put_in_place(out, write)
@@ -84,20 +94,20 @@ def refuse(kind: str, dtype: str, out: Path | None, force: bool) -> None:
     """
     if out is None:
         raise UserError("请用 --out 写明位置，例如 --out lyrics-hf")
-    if kind == "hf" and dtype == "q8_0":
+    if kind != "gguf" and dtype == "q8_0":
         raise UserError("--dtype q8_0 只用于 --format gguf")
     missing = [name for name in PACKAGES[kind] if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"缺少 {'、'.join(missing)}：pip install -r requirements-export.txt")
-    if kind == "hf" and out.is_file() or kind == "gguf" and out.is_dir():
-        raise UserError(f"--out {out}：{'hf 要文件夹，这是文件' if kind == 'hf' else 'gguf 要文件，这是文件夹'}")
+    if kind == "hf" and out.is_file() or kind != "hf" and out.is_dir():
+        raise UserError(f"--out {out}：{'hf 要文件夹，这是文件' if kind == 'hf' else f'{kind} 要文件，这是文件夹'}")
     taken = out.is_file() or (out.is_dir() and any(out.iterdir()))
     if taken and not force:
         raise UserError(f"{out} 已存在；加 --force 换掉它，或换一个 --out")
     if out.exists() and not (out.is_file() or out.is_dir()):
         raise UserError(f"{out} 不是普通的文件，没有动它；请换一个 --out")
-    if kind == "gguf" and taken and not _is_gguf(out):
-        raise UserError(f"{out} 不是 GGUF 文件，没有动它；请换一个 --out")
+    if taken and kind != "hf" and not {"gguf": _is_gguf, "pt": _is_checkpoint}[kind](out):
+        raise UserError(f"{out} 不是 {'GGUF 文件' if kind == 'gguf' else '检查点'}，没有动它；请换一个 --out")
     if kind == "hf" and taken and not {"config.json"} <= {entry.name for entry in out.iterdir()} <= set(EXPORTED):
         raise UserError(f"{out} 里有不是导出的东西，没有动它；请换一个 --out")
 
@@ -105,6 +115,25 @@ def refuse(kind: str, dtype: str, out: Path | None, force: bool) -> None:
 def _is_gguf(path: Path) -> bool:
     with open(path, "rb") as file:
         return file.read(4) == b"GGUF"
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        checkpoint.load(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def write_checkpoint(path: Path, model: GPT, tokenizer: Tokenizer, contents: dict[str, Any], dtype: str) -> None:
+    """与 best.pt 相同的内容；训练配置里的路径是别人机器上的，不带。"""
+    config = {name: value for name, value in contents["config"].items() if name.upper() in flags.RULES}
+    config = {name: value for name, value in config.items() if flags.RULES[name.upper()].kind is not Path}
+    figures = contents["iter"], contents["val_loss"], contents["val_bpc"]
+    model = model.to(DTYPES[dtype])
+    checkpoint.save(
+        path, checkpoint.model_contents(model, tokenizer, config, *figures, contents["data"], contents["corpus"])
+    )
 
 
 def put_in_place(out: Path, write: Callable[[Path], None]) -> None:

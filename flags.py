@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import dataclasses
 import difflib
 import importlib
 import os
@@ -85,12 +84,17 @@ def path(optional: bool = False) -> Rule:
 
 BOOLEAN = Rule(bool, lambda v: True, "true 或 false")
 
+_WEIGHT = r"[^=,，]+=\s*\d{1,3}(?:\.\d+)?\s*"
+WEIGHTS = Rule(
+    str, lambda v: bool(re.fullmatch(f"{_WEIGHT}(?:[,，]{_WEIGHT})*", v)), "「子文件夹=遍数」，几个用逗号隔开", True
+)
 SHARE = number(lambda v: 0 < v <= 1, "大于 0、不超过 1 的数")
 RATE = number(lambda v: 0 < v <= 100, "大于 0、不超过 100 的数")
 
 RULES = {
     "PRESET": one_of("auto", *getattr(constants, "PRESETS", ())),
     "LYRICS_DIR": path(),
+    "LYRICS_WEIGHTS": WEIGHTS,
     "CACHE_DIR": path(),
     "BPE_VOCAB_SIZE": whole(300, 65536),
     "BPE_MODEL_PREFIX": path(),
@@ -102,6 +106,8 @@ RULES = {
     "MAX_SEQ_LEN": whole(8, 2**20),
     "DROPOUT": number(lambda v: 0 <= v < 1, "0 到 1（不含 1）的数"),
     "TRAIN_ITERS": whole(1),
+    "FIT_TO_CORPUS": BOOLEAN,
+    "PATIENCE": whole(1, optional=True),
     "BATCH_SIZE": whole(1),
     "MICRO_BATCH_SIZE": whole(1, optional=True),
     "ACTIVATION_CHECKPOINTING": BOOLEAN,
@@ -111,6 +117,7 @@ RULES = {
     "MIN_LR": between(0, 100),
     "WARMUP_ITERS": whole(0),
     "WEIGHT_DECAY": between(0, 100),
+    "AVERAGE": between(0, 1),
     "GRAD_CLIP": number(lambda v: 0 <= v <= 1e9, "不小于 0、不超过十亿的数"),
     "USE_AMP": BOOLEAN,
     "USE_COMPILE": BOOLEAN,
@@ -305,6 +312,7 @@ class RunConfig:
 
     preset: str
     lyrics_dir: Path
+    lyrics_weights: str | None
     cache_dir: Path
     bpe_vocab_size: int
     bpe_model_prefix: Path
@@ -316,6 +324,8 @@ class RunConfig:
     max_seq_len: int
     dropout: float
     train_iters: int
+    fit_to_corpus: bool
+    patience: int | None
     batch_size: int
     micro_batch_size: int | None
     activation_checkpointing: bool
@@ -325,6 +335,7 @@ class RunConfig:
     min_lr: float
     warmup_iters: int
     weight_decay: float
+    average: float
     grad_clip: float
     use_amp: bool
     use_compile: bool
@@ -342,6 +353,7 @@ class RunConfig:
     device: str
     use_swanlab: bool
     swanlab_project: str
+    typed: frozenset[str] = frozenset()  # 命令行上写明的，小写
 
 
 def resolve(argv: Sequence[str], has_accelerator: bool, program: str = "train.py", description: str = "") -> RunConfig:
@@ -376,7 +388,7 @@ def resolve(argv: Sequence[str], has_accelerator: bool, program: str = "train.py
         values[name.upper()] = Path.cwd() / value if isinstance(value, Path) else value
     values["PRESET"] = preset
     _check_together(values)
-    return RunConfig(**{name.lower(): value for name, value in values.items()})
+    return RunConfig(**{name.lower(): value for name, value in values.items()}, typed=frozenset(given))
 
 
 def _preset_values(preset: str) -> dict[str, Any]:
@@ -433,6 +445,5 @@ def changed_from_constants(config: RunConfig) -> dict[str, Any]:
 
 def as_plain_dict(config: RunConfig) -> dict[str, Any]:
     """可存入检查点的普通字典（路径变成文字）。"""
-    return {
-        name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()
-    }
+    values = {name.lower(): getattr(config, name.lower()) for name in RULES}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from corpus.tokens import IGNORED
+from corpus.batches import IGNORED
 from lyrics.copies import CopyIndex
 from lyrics.sound import lines_of, normalise, rhyme_class, sung_count
 from model import GPT

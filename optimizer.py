@@ -1,7 +1,8 @@
 """参数分组、优化器与学习率曲线。"""
 
+import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +117,61 @@ def learning_rate_at(step: int, total: int, warmup: int, peak: float, minimum: f
     return minimum + 0.5 * (peak - minimum) * (1 + math.cos(math.pi * progress))
 
 
+EXTENSION_PEAK = 0.5  # 在走完的一次训练上接着训，学习率升回到最高的这么多
+
+
+def scheduled_rate(step: int, total: int, warmup: int, peak: float, minimum: float, extended_from: int = 0) -> float:
+    """第 step 步（从 0 起）的学习率。extended_from: 从走完的第几步接着训；0 是没有。"""
+    if not extended_from:
+        return learning_rate_at(step, total, warmup, peak, minimum)
+    steps = total - extended_from
+    again = max(minimum, EXTENSION_PEAK * peak)
+    return max(minimum, learning_rate_at(step - extended_from, steps, min(warmup, steps // 10), again, minimum))
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, fraction: float) -> None:
     """把每组的学习率设为它最高学习率的 fraction 倍。"""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * fraction
+
+
+class WeightAverage:
+    """权重的滑动平均，大约是最近 horizon 步的；模型还在晃，平均的已经到了中间（Polyak 与 Juditsky 1992）。
+
+    Args:
+        horizon: 不到 2 就是当前的权重，不另占内存。
+    """
+
+    def __init__(self, model: nn.Module, horizon: float) -> None:
+        self._model, self._decay = model, 1 - 1 / max(1.0, horizon)
+        self.tensors = [parameter.detach().clone() for parameter in model.parameters()] if horizon >= 2 else []
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """完成了第 step 步（从 1 起）。头几步的窗口短些，不留着初始化的权重。"""
+        if self.tensors:
+            decay = min(self._decay, step / (step + 9))
+            current = [parameter.detach() for parameter in self._model.parameters()]
+            torch._foreach_lerp_(self.tensors, current, 1 - decay)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """其间模型的权重换成平均的。"""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for place, parameter in enumerate(self._model.parameters() if self.tensors else ()):
+            parameter.data, self.tensors[place] = self.tensors[place], parameter.data
+
+    def state(self) -> dict[str, Tensor]:
+        names = [name for name, _ in self._model.named_parameters()]
+        return dict(zip(names, self.tensors, strict=False))
+
+    def load(self, saved: Mapping[str, Tensor]) -> None:
+        """从前的检查点没有的，从当前的权重起。"""
+        for tensor, (name, parameter) in zip(self.tensors, self._model.named_parameters(), strict=False):
+            tensor.copy_(saved.get(name, parameter.detach()))

@@ -9,19 +9,22 @@ import math
 import signal
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import flags
+from corpus.batches import Batches, Prefetcher
 from corpus.files import CorpusError
-from corpus.tokens import Batches, Corpus, Prefetcher
+from corpus.tokens import Corpus
+from corpus.weights import parse_weights
 from flags import RunConfig
-from optimizer import build_optimizers, learning_rate_at, set_learning_rate
+from optimizer import WeightAverage, build_optimizers, scheduled_rate, set_learning_rate
 from terminal import Display, UserError, is_out_of_memory, run_script
 from tokenizer import TokenizerError
 from training import checkpoint, processes, report, resume
+from training.budget import fitted
 from training.checkpoint import METRICS, CheckpointError
 from training.data import look_at_corpus, prepare_corpus
 from training.device import DeviceError, Runtime, has_accelerator, peak_flops, peak_memory_gb, setup
@@ -29,11 +32,11 @@ from training.fallbacks import Abandoned, ForwardBackward
 from training.processes import CommunicationError, PeerError, Processes, StopSignals
 from training.progress import Progress
 from training.saving import Saver, corpus_identity
+from training.skipped import SkippedSteps, StepResult
 from training.tracking import MetricsFile, SwanLab
 from training.validation import validation_loss, write_sample
 
 DESCRIPTION = "训练中文歌词模型。常量与说明都在 config.py；这里的参数覆盖它们。"
-MOST_SKIPPED_IN_A_ROW = 5  # 连续这么多步的损失或梯度不是有限的数，就停下
 
 
 def main(argv: Sequence[str]) -> int:
@@ -75,12 +78,14 @@ def train(config: RunConfig, group: Processes, display: Display, stop: StopSigna
 
         previous, initial = group.broadcast_result(look_around)
         config = resume.with_architecture_of(previous or initial, config)
-        if previous is not None and previous["iter"] >= config.train_iters and not previous["evaluation_due"]:
+
+        # 3. 语料：清洗、分词、缓存；语料小，步数随它来
+        corpus = prepare_corpus(config, group, previous or initial, display)
+        windows = corpus.windows(config.max_seq_len, parse_weights(config.lyrics_weights))
+        config = fitted(config, windows, group.count, display.line)
+        if previous is not None and resume.is_finished(previous, config):
             report.announce_finished(previous, config, display)
             return 0
-
-        # 3. 语料：清洗、分词、缓存
-        corpus = prepare_corpus(config, group, previous or initial, display)
         if previous is None and group.is_main:
             resume.archive_earlier_run(config, display)
 
@@ -96,15 +101,6 @@ def train(config: RunConfig, group: Processes, display: Display, stop: StopSigna
         code = report.announce_end(trainer.progress, unigram, config, signal_number, display)
         group.finish()
         return code
-
-
-class StepResult(NamedTuple):
-    """一个优化步。"""
-
-    loss: float  # 整批的平均（nat/词元）
-    gradient_norm: float  # 裁剪前的
-    learning_rate: float
-    skipped: bool  # 前两个有一个不是有限的数，没有更新权重
 
 
 class Trainer:
@@ -125,20 +121,24 @@ class Trainer:
         self.model = resume.build_model(config, self.tokenizer.vocab_size, previous, initial, display).to(
             environment.device
         )
+        self.processes.broadcast_tensors(parameter.data for parameter in self.model.parameters())
         self.optimizers = build_optimizers(
             config.optimizer, self.model, config.learning_rate, config.muon_learning_rate, config.weight_decay
         )
+        self.average = WeightAverage(self.model, config.average * config.train_iters)
         self.scaler = torch.amp.GradScaler(environment.device.type, enabled=environment.needs_scaler)
-        self.saver = Saver(
-            config, self.model, self.optimizers, self.scaler, self.progress, corpus, self.processes, display
-        )
+        trained = self.model, self.average, self.optimizers, self.scaler, self.progress
+        self.saver = Saver(config, *trained, corpus, self.processes, display)
         if previous is not None:
             self.saver.restore(previous)
+            self.progress.extended_from = resume.extended_from(previous, config, display)
             resume.announce_resumed(previous, config, display)
             if previous["corpus"] != corpus_identity(corpus):
                 resume.start_new_best(self.progress, config, self.processes, display)
-        self.processes.broadcast_tensors(parameter.data for parameter in self.model.parameters())
-        self.batches = Batches(corpus.train, config.max_seq_len, config.batch_size, self.progress.seed)
+        weights = parse_weights(config.lyrics_weights)
+        self.held_out = corpus.validation_tokens(weights)
+        sizes = config.max_seq_len, config.batch_size
+        self.batches = Batches(corpus.training_stream(), *sizes, self.progress.seed, corpus.times(weights))
         self.prefetcher = Prefetcher(self._local_batch)
         most_rows = -(-config.batch_size // self.processes.count)
         step_tokens = config.batch_size * config.max_seq_len
@@ -153,7 +153,7 @@ class Trainer:
             display.line,
         )
         self.warmup = min(config.warmup_iters, max(0, config.train_iters - 1))
-        self.skipped_in_a_row = 0
+        self.skipped = SkippedSteps(self.progress, self.scaler, self.processes.is_main, display)
         self.speed = report.Speedometer(environment.device, step_tokens, config.train_iters)
         self.metrics: MetricsFile | None = None  # 只有主进程有
         self.swanlab: SwanLab | None = None
@@ -193,7 +193,8 @@ class Trainer:
             if progress.evaluation_due:
                 self.evaluate()
             signal_number = self._agreed_signal()
-            finished = progress.iteration >= config.train_iters and not progress.evaluation_due
+            stale = config.patience is not None and progress.stale_evaluations >= config.patience
+            finished = (stale or progress.iteration >= config.train_iters) and not progress.evaluation_due
             save_due = progress.iteration > started and progress.iteration % config.save_interval == 0
             if finished or signal_number or save_due:
                 with self.speed.paused():
@@ -203,7 +204,7 @@ class Trainer:
                 return None if finished else signal_number
             with contextlib.suppress(Abandoned):
                 result = self.step()
-                self._count_skipped(result)
+                self.skipped.count(result)
                 last = progress.iteration == config.train_iters
                 progress.evaluation_due = last or progress.iteration % config.eval_interval == 0
                 if last or progress.iteration % config.log_interval == 0 or progress.iteration == 1:
@@ -213,9 +214,8 @@ class Trainer:
     def step(self) -> StepResult:
         """一个优化步；损失或梯度不是有限的数，就不更新权重。"""
         config, iteration = self.config, self.progress.iteration
-        learning_rate = learning_rate_at(
-            iteration, config.train_iters, self.warmup, config.learning_rate, config.min_lr
-        )
+        rates = self.warmup, config.learning_rate, config.min_lr
+        learning_rate = scheduled_rate(iteration, config.train_iters, *rates, self.progress.extended_from)
         for optimizer in self.optimizers.values():
             set_learning_rate(optimizer, learning_rate / config.learning_rate)
         x, y = (part.to(self.environment.device, non_blocking=True) for part in self.prefetcher.at(iteration))
@@ -232,6 +232,7 @@ class Trainer:
         self.scaler.update()
         self.model.zero_grad(set_to_none=True)
         self.progress.iteration += 1
+        self.average.update(self.progress.iteration)
         return StepResult(loss, gradient_norm, learning_rate, skipped=not finite)
 
     def _local_batch(self, step: int) -> list[Tensor]:
@@ -244,38 +245,16 @@ class Trainer:
         """任何一个进程收到的信号；没有则为 0。"""
         return self.processes.all_reduce_max(self.stop.received or 0)
 
-    def _count_skipped(self, result: StepResult) -> None:
-        """
-        Raises:
-            UserError: 连续跳过太多步。
-        """
-        if not result.skipped:
-            self.skipped_in_a_row = 0
-            return
-        self.progress.skipped_steps += 1
-        if self.scaler.is_enabled() and math.isfinite(result.loss) and self.scaler.get_scale() >= 1:
-            return  # fp16 的放大倍数还在往下试探，是常事
-        self.skipped_in_a_row += 1
-        number, found = self.progress.iteration, f"损失 {result.loss:.4f}，梯度 {result.gradient_norm:.4f}"
-        self.display.line(f"第 {number} 步跳过，权重不变：{found}（共跳过 {self.progress.skipped_steps} 步）")
-        if self.skipped_in_a_row == MOST_SKIPPED_IN_A_ROW:
-            if not self.processes.is_main:  # 各进程同时到这里，由主进程来说
-                raise PeerError
-            raise UserError(
-                f"连续 {MOST_SKIPPED_IN_A_ROW} 步的损失或梯度不是有限的数，停在第 {number} 步（{found}）。\n"
-                "上一次的 latest.pt 完好：请调小 --learning_rate 或 --grad_clip，或加 --use_amp false，"
-                "再运行就从它接着训练"
-            )
-
     # ---- 评估、记录、保存 ----
 
     def evaluate(self) -> None:
         """在留出的歌上算损失与每字比特数，更好就存 best.pt，再试写一段；中途收到信号就放下，下次启动再做。"""
         config, progress = self.config, self.progress
-        with self.speed.paused():
+        self.saver.require_finite()
+        with self.speed.paused(), self.average.applied():
             measured = validation_loss(
                 self.model,
-                self.corpus.val,
+                self.held_out,
                 self.tokenizer.token_characters,
                 self.environment,
                 config.eval_iters * config.batch_size,
@@ -287,7 +266,9 @@ class Trainer:
             progress.val_loss, progress.val_bpc = measured
             progress.evaluation_due = False
             best = math.inf if progress.best_val_loss is None else progress.best_val_loss
-            saved = progress.val_loss < best and self.saver.save_best()
+            better = progress.val_loss < best
+            progress.stale_evaluations = 0 if better else progress.stale_evaluations + 1
+            saved = better and self.saver.save_best()
             if saved:
                 progress.best_val_loss, progress.best_val_bpc = measured
             sample = ""

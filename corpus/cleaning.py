@@ -5,10 +5,11 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from corpus.credits import find_credits, maybe_credits
+from corpus.credits import PART, find_credits, maybe_credits
 from corpus.karaoke import HAN_LETTER, KaraokeError, is_ttml, read_karaoke
+from corpus.stanzas import with_stanzas
 
-CLEANING_VERSION = 2  # 读取、清洗、去重或编码的规则有变时加一，旧缓存随之重建
+CLEANING_VERSION = 3  # 读取、清洗、去重或编码的规则有变时加一，旧缓存随之重建
 FEWEST_HAN = 10  # 少于这么多汉字的不算一首中文歌
 LONGEST_NAME = 40  # 歌名、歌手最多取这么多字
 MOST_MARKUP = 0.1  # 清洗之后还有这么多行像标记，就不是歌词
@@ -36,7 +37,7 @@ class RawSong(NamedTuple):
 class Song(NamedTuple):
     name: str
     singer: str
-    text: str  # 行之间是一个换行
+    text: str  # 行之间是一个换行，节之间一个空行
 
 
 class DroppedLine(NamedTuple):
@@ -76,7 +77,6 @@ _VOICE_PREFIX = re.compile(
     re.M | re.I,
 )
 _TIMES_SUFFIX = re.compile(r"(?:(?<![\d ]) *[xX×*] *\d{1,2}|(?<! ) *[(（\[【] *[xX×*] *\d{1,2} *[)）\]】]) *$", re.M)
-_WORD = re.compile(r"[^\W_]")
 
 
 def unescape(text: str) -> str:
@@ -98,7 +98,7 @@ def _unescaped(found: re.Match[str]) -> str:
 
 
 def clean_text(text: str) -> str:
-    """歌词原文 → 一行一句的干净文字（行间一个换行，无空行，结果是合法的 Unicode）。
+    """歌词原文 → 一行一句的干净文字（行间一个换行，节间一个空行，结果是合法的 Unicode）。
 
     Raises:
         KaraokeError: 是 TTML 而 XML 有误。
@@ -121,9 +121,10 @@ def _clean(text: str, name: str = "", dropped: list[DroppedLine] | None = None) 
         leave_out = find_credits(lines, name)
         if dropped is not None:
             dropped += [DroppedLine(lines[place].strip(), reason) for place, reason in sorted(leave_out.items())]
-        text = "\n".join(line for place, line in enumerate(lines) if place not in leave_out)
-        text = _TIMES_SUFFIX.sub("", _VOICE_PREFIX.sub("", _PART_PREFIX.sub("", text)))
-    return "\n".join(" ".join(line.split()) for line in text.split("\n") if _WORD.search(line))
+        sung = ((line, leave_out.get(place)) for place, line in enumerate(lines))
+        text = "\n".join("" if reason else line for line, reason in sung if reason in (None, PART))
+        text = _TIMES_SUFFIX.sub("", _VOICE_PREFIX.sub("", _PART_PREFIX.sub("\n", text)))
+    return "\n".join(with_stanzas([" ".join(line.split()) for line in text.split("\n")]))
 
 
 def clean_name(name: Any) -> str:
@@ -179,7 +180,9 @@ def _lyric_text(lyric: Any) -> str | None:
             return texts[0]  # [时间, "行"]
         parts = [_lyric_text(part) for part in lyric if part is not None and not isinstance(part, (int, float))]
         known = [part for part in parts if part is not None]
-        return None if len(known) < len(parts) or (lyric and not parts) else "\n".join(known)
+        if len(known) < len(parts) or (lyric and not parts):
+            return None
+        return ("\n\n" if any("\n" in part.strip("\n") for part in known) else "\n").join(known)  # 一段段的，或一行行的
     return None
 
 

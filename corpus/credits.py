@@ -39,6 +39,7 @@ from corpus.notices import VOICES, is_notice, is_part
 _ORGANISATION_ALONE = re.compile(
     r"^\W*[\w·]{2,16}(?:合唱团|合唱隊|合唱队|乐团|樂團|乐队|樂隊|工作室|公司|录音室|錄音室|录音棚|錄音棚)\W*$"
 )
+PART = "段落标记"  # 去掉它的地方是一节的开头
 LONGEST_CREDIT = 400  # 更长的一行不是制作信息
 EDGE = 4  # 块从头几行之内开始，或到末几行之内为止，算在开头或结尾
 _TITLE_WORDS = re.compile(
@@ -96,11 +97,11 @@ def find_credits(lines: list[str], name: str = "") -> dict[int, str]:
         elif is_notice(lines[place]):
             found[place], looks[place] = "声明", Line(CREDIT, certain=True)
         elif is_part(lines[place]):
-            found[place], looks[place] = "段落标记", Line(NOTHING)
+            found[place], looks[place] = PART, Line(NOTHING)
         else:
             looks[place] = look_at(lines[place])
     _take_next_lines(lines, places, looks)
-    counted = [place for place in places if found.get(place) != "段落标记"]
+    counted = [place for place in places if found.get(place) != PART]
     for again in (False, True):
         certain = sum(looks[place].level >= COMMON_CREDIT for place in places)
         for run in _runs(counted, looks):
@@ -282,11 +283,11 @@ def _take_singers(lines: list[str], places: list[int], looks: dict[int, Line], f
     )
     if known and len({lines[place].strip() for place in labels}) > 1:  # 「老猫：」「阿布：」各占一行，轮流唱
         for place in labels:
-            found[place] = "段落标记"
+            found[place] = PART
     for place in places:
         if place in found:
             continue
         line = lines[place].strip()
         label = line.strip("[［【（(〔<]］】）)〕>:： ")
         if label != line and label.lower() in names:
-            found[place] = "段落标记"
+            found[place] = PART

@@ -23,7 +23,7 @@ def inspect(
     found = find_files(lyrics_dir, outputs)
     report: dict[str, Any] = {"ignored": found.ignored, "ignored_examples": found.examples}
     seen: list[ReadSong] = []
-    songs, keys = distinct_songs(lyrics_dir, found.files, report, say, progress, seen)
+    songs, keys, _ = distinct_songs(lyrics_dir, found.files, report, say, progress, seen)
     report["songs"] = len(songs)
     _, val, digests = split_songs(keys, val_fraction)
     held_out = set(val)

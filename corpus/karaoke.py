@@ -124,6 +124,8 @@ def read_karaoke(text: str, timed: bool = False) -> Lyric:
         lines = [line._replace(words=_SINGER_MARK.sub("", line.words)) for line in lines]
         lines, foreign = _without_translations(_in_order(lines, by_word))
     sung = _joined([line.words for line in lines])
+    if any(map(_SUBTITLE_TIME.match, raw)):  # 字幕的每一条之间都空一行，不是分节
+        sung = [line for line in sung if line.strip()]
     name, singer = (next(filter(None, map(tags.get, keys)), "") for keys in (_NAME_TAGS, _SINGER_TAGS))
     return Lyric("\n".join(sung), name, singer, tuple(_joined(foreign)))
 

@@ -18,6 +18,7 @@ from corpus.cleaning import DroppedLine, RawSong, Song, clean_song
 from corpus.files import CorpusError, file_errors, shown
 from corpus.formats import NotLyrics, holds_many_songs, read_file
 from corpus.near_copies import content_key, find_copies
+from corpus.weights import folder_of
 
 MOST_NAMED = 20  # 一条错误里最多列这么多个文件
 
@@ -41,14 +42,14 @@ class ReadSong:
 
 def read_songs(
     files: Sequence[Path], report: dict[str, Any], progress: Say, seen: list[ReadSong] | None = None
-) -> tuple[list[Song], list[int]]:
+) -> tuple[list[Song], list[int], list[Path]]:
     """读取并清洗全部文件；report 记下首数、略过的文件与舍弃的原因。
 
     Args:
         seen: 给出时，每一首的下落（含去掉的行）记在这里。
 
     Returns:
-        歌，和独占一个文件的歌的序号。
+        歌，独占一个文件的歌的序号，每首歌所在的文件。
 
     Raises:
         CorpusError: 有的文件有误；列出全部这样的文件。
@@ -66,7 +67,7 @@ def read_songs(
     if bad:
         raise CorpusError(_all_of(bad))
     report |= reading.report() | {"files": len(files)}
-    return reading.songs, reading.whole_files
+    return reading.songs, reading.whole_files, reading.paths
 
 
 class _Tally:
@@ -88,6 +89,7 @@ class _Reading:
         self.progress, self.seen = progress, seen
         self.songs: list[Song] = []
         self.whole_files: list[int] = []
+        self.paths: list[Path] = []
         self.dropped, self.unread = _Tally(), _Tally()
         self.dropped_lines: Counter[str] = Counter()
         self.many_songs: list[str] = []
@@ -107,6 +109,7 @@ class _Reading:
                 if holds_many_songs(song.text):
                     self.many_songs.append(raw.where)
             self.songs.append(song)
+            self.paths.append(path)
         if self.seen is not None:
             self.seen.append(ReadSong(raw.where, song, lines, reason))
         if self.read % 2000 == 0:
@@ -138,8 +141,8 @@ def distinct_songs(
     say: Say,
     progress: Say,
     seen: list[ReadSong] | None = None,
-) -> tuple[list[Song], list[str]]:
-    """清洗、去重之后的歌和它们的 `content_key`；report 记下各步的数目。
+) -> tuple[list[Song], list[str], list[str]]:
+    """清洗、去重之后的歌、它们的 `content_key` 与所在的子文件夹；report 记下各步的数目。
 
     Raises:
         CorpusError: 文件有误，或剩下的歌不到两首。
@@ -147,7 +150,7 @@ def distinct_songs(
     with file_errors("读不了", folder):
         size = sum(path.stat().st_size for path in files) / 1e6
     say(f"读取并清洗 {len(files)} 个文件（{size:.1f} MB）…")
-    songs, whole_files = read_songs(files, report, progress, seen)
+    songs, whole_files, paths = read_songs(files, report, progress, seen)
     if not songs:
         reasons = [f"{reason} {count} 首" for reason, count in report["dropped"].items()]
         reasons += [f"{reason} {count} 个文件" for reason, count in report["unread"].items()]
@@ -166,9 +169,10 @@ def distinct_songs(
             used[whole].reason = f"合集：里面的歌（如 {used[inside[0]].where}）另有单首"
     kept = [index for index in range(len(songs)) if index not in copies and index not in collections]
     songs, keys = [songs[index] for index in kept], [keys[index] for index in kept]
+    folders = [folder_of(paths[index], folder) for index in kept]
     if len(songs) < 2:
         raise CorpusError(f"{shown(folder)} 清洗去重后只剩 1 首歌，训练与验证至少各要一首")
-    return songs, keys
+    return songs, keys, folders
 
 
 def split_songs(keys: Sequence[str], val_fraction: float) -> tuple[list[int], list[int], list[int]]:

@@ -1,18 +1,15 @@
-"""歌 → 词元缓存 → 批次。
+"""歌 → 词元缓存。
 
 一首歌编码成 `<s> [<title> 歌名] [<singer> 歌手] <lyric> 行\\n行… </s>`，写成 uint16 缓存。
-第 n 步的批次只由 (种子, n) 决定，所以接着训练时不必重放。
 """
 
-import functools
 import hashlib
 import json
 import os
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +17,17 @@ from typing import Any
 import numpy as np
 
 import tokenizer as tokenizer_module
+from corpus.batches import SongStream, weighted
 from corpus.cleaning import CLEANING_VERSION, Song
 from corpus.files import SAMPLE_FILE, file_errors, find_files, fingerprint_files, is_bundled_sample
 from corpus.songs import Say, distinct_songs, split_songs, unigram_bits_per_character
+from corpus.weights import numbered, parse_weights, shares, times_of
 from tokenizer import Tokenizer, TokenizerError
 
 _HEADER = struct.Struct("<8sIIQI32s")  # 魔数、版本、词表大小、词元数、CRC-32、指纹
 _MAGIC = b"LYRICTOK"
 _CACHE_VERSION = 1
+STREAMS = ("train", "val", "train_folders", "val_folders")
 _ENCODE_CHUNK = 8192
 _TRAINING_LINE = re.compile(".{1,100000}")  # sentencepiece 略过 1 MB 以上的行，切开再给
 
@@ -37,16 +37,46 @@ class Corpus:
     """准备好的语料。
 
     Attributes:
-        train, val: uint16 词元流（内存映射）。
+        train, val: uint16 词元流（内存映射），每首歌以 `</s>` 收尾。
+        train_folders, val_folders: 每首歌的子文件夹，在 report["folders"] 里的序号。
         fingerprint: 全部歌词文件的指纹；与清洗的版本一起存入检查点。
         report: 各步的统计。
     """
 
     tokenizer: Tokenizer
-    train: np.ndarray
-    val: np.ndarray
     fingerprint: str
     report: dict[str, Any]
+    train: np.ndarray
+    val: np.ndarray
+    train_folders: np.ndarray
+    val_folders: np.ndarray
+
+    def training_stream(self) -> SongStream:
+        return SongStream(self.train, self.tokenizer.eos_id)
+
+    def windows(self, seq_len: int, weights: Mapping[str, float]) -> int:
+        """一轮有几个长 seq_len 的窗口。"""
+        return max(1, int(self.training_stream().lengths @ self.times(weights)) // seq_len)
+
+    def shares(self, weights: str) -> dict[str, float]:
+        """各个子文件夹占每轮词元的几成。"""
+        lengths, folders = self.training_stream().lengths, self.train_folders
+        return shares(lengths, self.times(parse_weights(weights)), folders, self.report["folders"])
+
+    def times(self, weights: Mapping[str, float]) -> np.ndarray:
+        """(训练的歌数,)，每轮里每首歌几遍。"""
+        return times_of(self.train_folders, self.report["folders"], weights)
+
+    def validation_tokens(self, weights: Mapping[str, float]) -> np.ndarray:
+        """留出的歌的词元流，各个子文件夹所占的比重与训练时相同。"""
+        if not weights:
+            return self.val
+        stream = SongStream(self.val, self.tokenizer.eos_id)
+        times = times_of(self.val_folders, self.report["folders"], weights)
+        songs = weighted(times, np.random.default_rng(0))
+        if not len(songs):
+            return self.val
+        return stream.ordered(songs)(np.arange(stream.lengths[songs].sum()))
 
 
 def corpus_identity(fingerprint: str, val_fraction: float) -> str:
@@ -64,6 +94,7 @@ def prepare(
     say: Say = lambda message: None,
     progress: Say = lambda message: None,
     outputs: Sequence[Path] = (),
+    weights: Mapping[str, float] | None = None,
 ) -> Corpus:
     """歌词文件夹 → 词元缓存与分词器；都没变时直接读缓存。
 
@@ -71,6 +102,7 @@ def prepare(
         tokenizer: 检查点的分词器；给出时不训练也不改动 tokenizer_path。
         say, progress: 收一行消息，分别用于新的一行和改写进度行。
         outputs: 训练自己写的文件夹，不当作歌词读。
+        weights: {子文件夹: 遍数}，训练分词器时也照此数。
 
     Raises:
         CorpusError: 文件夹、文件或其中的歌有误，或缓存写不了。
@@ -83,30 +115,39 @@ def prepare(
     fingerprint = fingerprint_files(lyrics_dir, files)
     identity = corpus_identity(fingerprint, val_fraction)
     ignored = {"ignored": found.ignored, "ignored_examples": found.examples}
-    tokenizer_key = _combined(identity, vocab_size, tokenizer_module.SETTINGS_VERSION)
+    weights = weights or {}
+    weighing = [sorted(weights.items())] if weights else []
+    tokenizer_key = _combined(identity, vocab_size, tokenizer_module.SETTINGS_VERSION, *weighing)
     known = tokenizer or _load_trained_tokenizer(tokenizer_path, cache_dir, tokenizer_key)
     if known is not None:
         cached = _load_cache(cache_dir, known, identity)
         if cached is not None:
-            return Corpus(known, *cached[:2], fingerprint, cached[2] | ignored)
+            return Corpus(known, fingerprint, cached[1] | ignored, **cached[0])
 
     report: dict[str, Any] = {}
-    songs, keys = distinct_songs(lyrics_dir, files, report, say, progress)
+    songs, keys, folders = distinct_songs(lyrics_dir, files, report, say, progress)
     train, val, digests = split_songs(keys, val_fraction)
+    names, placed = numbered(folders)
     if known is None:
-        lines = [line for index in train for part in songs[index] for line in _TRAINING_LINE.findall(part)]
-        say(f"训练分词器（{len(lines):,} 行；其间 Ctrl-C 稍后才生效）…")
-        known = tokenizer_module.train(lines, vocab_size)
+        counted = weighted(times_of(placed[train], names, weights), np.random.default_rng(0))
+        known = _train_tokenizer([songs[train[index]] for index in counted], vocab_size, say)
         _save_trained_tokenizer(known, tokenizer_path, cache_dir, tokenizer_key)
     say(f"编码 {len(songs):,} 首歌…")
     named = [_with_header(song, digest) for song, digest in zip(songs, digests, strict=True)]
     sides = {"train": [named[index] for index in train], "val": [named[index] for index in val]}
     streams = {name: _encode(side, known, progress) for name, side in sides.items()}
-    report |= _statistics(songs, sides, streams, known)
+    report |= _statistics(songs, sides, streams, known) | {"folders": names}
+    streams |= {"train_folders": placed[train], "val_folders": placed[val]}
     _save_cache(cache_dir, streams, known, identity, report)
     # 刚写的缓存也可能读不回来（例如别的训练正用同一个文件夹）：手里的词元是一样的
-    cached = _load_cache(cache_dir, known, identity) or (streams["train"], streams["val"], report)
-    return Corpus(known, *cached[:2], fingerprint, cached[2] | ignored)
+    cached = _load_cache(cache_dir, known, identity) or (streams, report)
+    return Corpus(known, fingerprint, cached[1] | ignored, **cached[0])
+
+
+def _train_tokenizer(songs: Sequence[Song], vocab_size: int, say: Say) -> Tokenizer:
+    lines = [line for song in songs for part in song for line in _TRAINING_LINE.findall(part)]
+    say(f"训练分词器（{len(lines):,} 行；其间 Ctrl-C 稍后才生效）…")
+    return tokenizer_module.train(lines, vocab_size)
 
 
 def _statistics(
@@ -121,6 +162,7 @@ def _statistics(
         "characters": characters,
         "tokens": tokens,
         "tokens_per_character": tokens / characters,
+        "stanza_breaks": sum(song.text.count("\n\n") for song in songs),
         "vocab_size": tokenizer.vocab_size,
         "train_songs": len(sides["train"]),
         "val_songs": len(sides["val"]),
@@ -210,14 +252,15 @@ def _save_cache(
     _write_atomically(cache_dir / "report.json", json.dumps(note, indent=1).encode())
 
 
-def _load_cache(cache_dir: Path, tokenizer: Tokenizer, fingerprint: str) -> tuple[np.ndarray, np.ndarray, dict] | None:
-    """缓存与语料、分词器对得上且完整时，读出训练与验证的词元流和报告；否则 None。"""
+def _load_cache(cache_dir: Path, tokenizer: Tokenizer, fingerprint: str) -> tuple[dict[str, np.ndarray], dict] | None:
+    """缓存与语料、分词器对得上且完整时，读出 `STREAMS` 各个流和报告；否则 None。"""
     identity = _cache_fingerprint(tokenizer, fingerprint)
     noted = _read_json(cache_dir / "report.json")
     if noted.get("fingerprint") != _combined(identity, json.dumps(noted.get("report"))):
         return None
-    train, val = (read_stream(cache_dir / f"{name}.bin", identity) for name in ("train", "val"))
-    return None if train is None or val is None else (train, val, noted["report"])
+    streams = {name: read_stream(cache_dir / f"{name}.bin", identity) for name in STREAMS}
+    found = {name: stream for name, stream in streams.items() if stream is not None}
+    return (found, noted["report"]) if len(found) == len(STREAMS) else None
 
 
 def read_stream(path: Path, identity: str) -> np.ndarray | None:
@@ -234,83 +277,3 @@ def read_stream(path: Path, identity: str) -> np.ndarray | None:
     except (OSError, struct.error, ValueError):
         return None
     return stream if zlib.crc32(stream.data) == checksum else None
-
-
-# ---------------------------------------------------------------------------
-# 批次
-# ---------------------------------------------------------------------------
-
-
-class Batches:
-    """训练批次：`at(step)` 只由 (seed, step) 决定。
-
-    词元流首尾相接成环，每轮从随机的位置起切成不重叠的窗口，各取一次，次序由种子决定；
-    批次可以跨轮，所以语料比一批还小也行。
-
-    Args:
-        tokens: 词元流。
-        seq_len: 窗口长度 T（词元）。
-        batch_size: 每步的窗口数 B。
-    """
-
-    def __init__(self, tokens: np.ndarray, seq_len: int, batch_size: int, seed: int) -> None:
-        self.tokens, self.seq_len, self.batch_size, self.seed = tokens, seq_len, batch_size, seed
-        self.windows_per_epoch = max(1, len(tokens) // seq_len)
-        self._epoch_starts = functools.lru_cache(maxsize=2)(self._draw_epoch)
-
-    def _draw_epoch(self, epoch: int) -> np.ndarray:
-        generator = np.random.default_rng([self.seed, epoch])
-        offset = generator.integers(self.seq_len)
-        return offset + generator.permutation(self.windows_per_epoch) * self.seq_len
-
-    def at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """第 step 步（从 0 起）的输入与目标，各 (B, T) int64；目标是输入右移一位。"""
-        numbers = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, places = np.divmod(numbers, self.windows_per_epoch)
-        starts = np.array([self._epoch_starts(int(e))[p] for e, p in zip(epochs, places, strict=True)])
-        positions = starts[:, None] + np.arange(self.seq_len + 1)
-        window = self.tokens[positions % len(self.tokens)].astype(np.int64)  # (B, T+1)
-        return window[:, :-1], window[:, 1:]
-
-
-class Prefetcher:
-    """在另一个线程里先备好下一步的批次，取的时候多半已经好了。
-
-    Args:
-        make: 步数 → 那一步的批次；只在那个线程里调用。
-    """
-
-    def __init__(self, make: Callable[[int], Any]) -> None:
-        self._make, self._worker = make, ThreadPoolExecutor(1)
-        self._ready: dict[int, Future[Any]] = {}
-
-    def at(self, step: int) -> Any:
-        """第 step 步的批次；make 的错误在这里抛出。"""
-        batch = self._ready.get(step) or self._worker.submit(self._make, step)
-        self._ready = {step + 1: self._worker.submit(self._make, step + 1)}
-        return batch.result()
-
-
-IGNORED = -1  # 补齐位置的目标，不计损失
-
-
-def validation_batches(
-    tokens: np.ndarray, seq_len: int, batch_size: int, most: int, rank: int = 0, processes: int = 1
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """验证批次：依次的不重叠窗口，每个词元恰好预测一次；最后一窗用 IGNORED 补齐。
-
-    Args:
-        most: 最多多少个窗口；超过时取均匀分布、每次相同的一部分，与 batch_size 无关。
-        rank, processes: 取 processes 份里的第 rank 份；各份的批数相同，最后一批可能是空的。
-    """
-    starts = np.arange(0, len(tokens) - 1, seq_len)
-    if len(starts) > most:
-        starts = starts[np.linspace(0, len(starts) - 1, most).astype(np.int64)]
-    longest = -(-len(starts) // processes)
-    starts = starts[rank::processes]
-    for first in range(0, longest, batch_size):
-        positions = starts[first : first + batch_size, None] + np.arange(seq_len + 1)
-        window = tokens[np.minimum(positions, len(tokens) - 1)].astype(np.int64)
-        x, y = window[:, :-1].copy(), window[:, 1:].copy()
-        y[positions[:, 1:] >= len(tokens)] = IGNORED
-        yield x, y

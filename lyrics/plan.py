@@ -98,6 +98,10 @@ class SongPlan:
         """
         start = self._start
         while (index := len(self.lines)) != self.form.lines and (max_tokens is None or self.tokens < max_tokens):
+            new_line = "" if index == self._given else "\n"
+            if index != self._given and self._opens_section(index):
+                composer.feed([self.vocabulary.newline_id])
+                new_line += "\n"
             given = self._known(index)
             if given is not None:
                 composer.feed([*self.encode(given[len(start) :]), self.vocabulary.newline_id])
@@ -114,8 +118,10 @@ class SongPlan:
                 text = draft.constraint.text
                 self.tokens += len(draft.tokens)
                 self.ended = draft.constraint.song_ended
+                if not text and not self.ended:  # 空的一行是分节，不算一行
+                    yield "\n"
+                    continue
             self.add(text)
-            new_line = "" if index == self._given else "\n\n" if self._opens_section(index) else "\n"
             yield new_line + text[len(start) :]
             start = ""
             if self.ended:

@@ -34,6 +34,18 @@ def lines_of(text: str) -> list[str]:
     return [line for line in text.split("\n") if line.strip()]
 
 
+def place_of(text: str, number: int) -> int:
+    """第 number 行（从 1 起，空行不算）在 `text.split("\\n")` 里的序号。"""
+    return [place for place, line in enumerate(text.split("\n")) if line.strip()][number - 1]
+
+
+def stanzas_of(text: str) -> tuple[tuple[str, int], ...]:
+    """各节的（序号，行数），节之间是空行；不分节的是空的。"""
+    sizes = [len(lines_of(stanza)) for stanza in re.split(r"\n\s*\n", text)]
+    sizes = [size for size in sizes if size]
+    return tuple((str(number), size) for number, size in enumerate(sizes, 1)) if len(sizes) > 1 else ()
+
+
 # 十三辙（北方戏曲、曲艺通用的韵部）与各辙的韵母，ü 写作 v；知、资、儿的韵母归一七辙。
 RHYME_CLASSES = {
     "发花": "a ia ua",

@@ -17,7 +17,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
 import evaluate  # noqa: E402
 import flags  # noqa: E402
-from corpus.tokens import IGNORED  # noqa: E402
+from corpus.batches import IGNORED  # noqa: E402
 from evaluate import BATCH, Evaluation  # noqa: E402
 from flags import Flag  # noqa: E402
 from lyrics.constraint import Vocabulary  # noqa: E402

@@ -57,9 +57,10 @@ def assert_valid(text: str) -> None:
 
 def assert_clean_text(text: str) -> None:
     assert_valid(text)
-    for line in text.split("\n") if text else []:
+    assert "\n\n\n" not in text
+    assert text == text.strip("\n")
+    for line in text.split("\n"):
         assert line == " ".join(line.split())
-        assert line
 
 
 def assert_clean_song(song: Song) -> None:
@@ -75,7 +76,7 @@ def read_one(path: Path) -> tuple[list[Song], Counter]:
     """一个文件的歌与舍弃数；不能读时是 ([], {"error": 1})。途中处处查对。"""
     report = {}
     try:
-        songs, _ = read_songs([path], report, quiet)
+        songs, *_ = read_songs([path], report, quiet)
     except CorpusError as error:
         message = str(error)
         assert path.name in message

@@ -60,7 +60,7 @@ def measure(place, capsys, tmp_path):
 
     def call(*argv: str):
         capsys.readouterr()
-        fixed = ["--checkpoint", str(place / "checkpoints/latest.pt"), "--copy_index", str(place / "copies")]
+        fixed = ["--checkpoint", str(place / "checkpoints/best.pt"), "--copy_index", str(place / "copies")]
         fixed += ["--device", "cpu", "--json", str(tmp_path / "e.json")]
         if argv[0] in forms.PARTS:  # forms.py 的一部分
             assert forms.main([argv[0], *fixed, *argv[1:]]) == 0
@@ -192,7 +192,7 @@ def test_one_command_one_table(measure, place):
     names = [metric.name for metric in LOSS_METRICS + SONG_METRICS]
     assert list(table) == ["项目", "---", *names]
     assert table["项目"] == ["模型", "真人"]
-    saved = checkpoint.load(place / "checkpoints/latest.pt")
+    saved = checkpoint.load(place / "checkpoints/best.pt")
     results = contents["results"]
     assert results["比特/字"]["模型"][0] == pytest.approx(saved["val_bpc"], rel=2e-3)  # 训练时是 bf16
     assert results["留出的损失（nat/词元）"]["模型"][0] == pytest.approx(saved["val_loss"], rel=2e-3)

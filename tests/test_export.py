@@ -221,3 +221,28 @@ def test_bad_input_is_one_line(trained, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"requirements-export\.txt"):
         export.main(["--checkpoint", str(trained), *out])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("fp16", 2), ("bf16", 2), ("fp32", 4)])
+def test_a_checkpoint_to_give_away(trained, ours, tmp_path, dtype, size):
+    """pt：半精度的检查点，本仓库照常读；不带路径；贪心写的歌与原来的相同；不盖掉别的文件。"""
+    out = tmp_path / "small.pt"
+    options = ["--checkpoint", str(trained), "--format", "pt", "--dtype", dtype]
+    assert export.main([*options, "--out", str(out)]) == 0
+    contents = checkpoint.load(out)
+    assert not [value for value in contents["config"].values() if "/" in str(value)]
+    assert contents["val_bpc"] == checkpoint.load(trained)["val_bpc"]
+    weights = contents["model"].values()
+    assert {weight.element_size() for weight in weights} == {size}
+    model, tokenizer = checkpoint.restore(contents, out)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    prompt = tokenizer.song("今夜我")
+    assert dtype == "bf16" or greedy(model.eval(), tokenizer, prompt, 20) == greedy(*ours, prompt, 20)
+    assert export.main([*options, "--out", str(out), "--force"]) == 0
+    other = tmp_path / "论文.pt"
+    other.write_text("别删")
+    with pytest.raises(UserError, match="没有动它"):
+        export.main([*options, "--out", str(other), "--force"])
+    assert other.read_text() == "别删"
+    with pytest.raises(UserError, match="q8_0"):
+        export.main([*options[:-1], "q8_0", "--out", str(tmp_path / "x.pt")])

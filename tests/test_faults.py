@@ -21,6 +21,7 @@ from training import checkpoint, fallbacks
 from training.checkpoint import CheckpointError
 from training.fallbacks import ForwardBackward
 from training.processes import StopSignals, signal_name
+from training.skipped import MOST_IN_A_ROW
 
 
 def weights(directory: Path, name: str = "latest.pt") -> dict[str, torch.Tensor]:
@@ -232,7 +233,7 @@ def test_fp16_searching_for_its_scale_is_no_fault(run, monkeypatch):
     assert code == 0
     assert "跳过，权重不变" not in out
     latest = checkpoint.load(directory / "latest.pt", for_resume=True)
-    assert latest["skipped_steps"] > train.MOST_SKIPPED_IN_A_ROW
+    assert latest["skipped_steps"] > MOST_IN_A_ROW
     assert latest["scaler"]["scale"] < 2.0**40
 
 

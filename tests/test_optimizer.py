@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model import GPT, ModelConfig
-from optimizer import build_optimizers, learning_rate_at, parameter_groups, set_learning_rate
+from optimizer import WeightAverage, build_optimizers, learning_rate_at, parameter_groups, set_learning_rate
 
 TINY = ModelConfig(vocab_size=20, max_seq_len=8, n_layers=2, n_heads=2, n_embed=8)
 DECAYED = {
@@ -169,3 +169,31 @@ def test_set_learning_rate_sets_every_group():
         parameter.grad = torch.ones_like(parameter)
     optimizers["adamw"].step()
     torch.testing.assert_close(before - model.norm.weight.detach(), torch.full_like(before, 0.01), atol=1e-5, rtol=0)
+
+
+def test_weight_average():
+    """滑动平均：照公式；窗口短到没有意义时就是当前的权重；换上再换回，什么也没变。"""
+    torch.manual_seed(0)
+    model = GPT(TINY)
+    weight = model.embedding.weight
+    average = WeightAverage(model, 10)
+    expected = weight.detach().clone()
+    for step in range(1, 200):
+        with torch.no_grad():
+            weight.add_(torch.randn_like(weight))
+        average.update(step)
+        decay = min(0.9, step / (step + 9))
+        expected = decay * expected + (1 - decay) * weight.detach()
+    torch.testing.assert_close(average.state()["embedding.weight"], expected)
+    current = weight.detach().clone()
+    with average.applied():
+        torch.testing.assert_close(model.embedding.weight.detach(), expected)
+    assert torch.equal(model.embedding.weight, current)
+    again = WeightAverage(model, 10)
+    again.load(average.state())
+    assert all(torch.equal(a, b) for a, b in zip(again.tensors, average.tensors, strict=True))
+    off = WeightAverage(model, 1)
+    off.update(1)
+    with off.applied():
+        assert torch.equal(model.embedding.weight, current)
+    assert off.state() == {}

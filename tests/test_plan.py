@@ -207,7 +207,7 @@ def test_sections_repeat_word_for_word(words):
     assert chorus == repeated == last
     assert verse != second
     assert plan.lines == text.replace("\n\n", "\n").split("\n")
-    assert composer.text() == "".join(line + "\n" for line in plan.lines)
+    assert composer.text() == text + "\n"
     assert plan.ended
     assert plan.tokens < len(composer.written)
 

@@ -21,7 +21,7 @@ ROOMS = {
     "generation": {"model"},
     "interchange": {"model", "tokenizer"},
     "measures": {"corpus", "lyrics", "model"},
-    "training": {"corpus", "flags", "generation", "model", "terminal", "tokenizer"},
+    "training": {"corpus", "flags", "generation", "model", "optimizer", "terminal", "tokenizer"},
     "writing": {"flags", "generation", "lyrics", "model", "tokenizer"},
 }
 EXCEPTIONS = {"writing.loading": {"training"}}  # 读检查点的只有这一处

@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = (
     "--preset cpu --n_layers 2 --n_heads 2 --n_embed 32 --max_seq_len 32 --batch_size 4 --train_iters 10 "
     "--warmup_iters 2 --eval_interval 4 --eval_iters 2 --log_interval 1 --save_interval 3 --generate_tokens 5 "
-    "--bpe_vocab_size 3000 --use_swanlab false --use_compile false --device cpu"
+    "--fit_to_corpus false --average 0.5 --bpe_vocab_size 3000 --use_swanlab false --use_compile false --device cpu"
 ).split()
 CHARACTERS = "今夜我在风里等你山高水远路灯下雨落长街故乡的月亮照着河岸少年唱歌走过四季花开"
 

@@ -7,6 +7,7 @@ from typing import Any
 from corpus.files import CorpusError
 from corpus.inspection import inspect
 from corpus.tokens import Corpus, prepare
+from corpus.weights import parse_weights
 from flags import REPOSITORY, RunConfig
 from terminal import Display
 from tokenizer import Tokenizer
@@ -55,6 +56,7 @@ def prepare_corpus(
             say=display.line,
             progress=display.progress,
             outputs=output_folders(config),
+            weights=parse_weights(config.lyrics_weights),
         )
 
     made: list[Corpus] = []
@@ -71,6 +73,6 @@ def prepare_corpus(
     (corpus,) = made
     if corpus.fingerprint != fingerprint:
         raise CorpusError(f"这台机器上 {config.lyrics_dir} 的内容与主进程的不同")
-    announce_corpus(corpus.report, config, display)
+    announce_corpus(corpus, config, display)
     display.line(f"  语料备好，用时 {time.monotonic() - began:.1f} 秒")
     return corpus

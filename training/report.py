@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import flags
+from corpus.tokens import Corpus
 from flags import RunConfig, constants
 from model import GPT
 from terminal import Display, duration
@@ -131,17 +132,20 @@ def announce_signal(number: int, display: Display) -> None:
     display.urgent(f"收到 {signal_name(number)}：做完这一步就保存、退出 …（再来一次就立即退出，不保存）")
 
 
-def announce_corpus(report: dict[str, Any], config: RunConfig, display: Display) -> None:
-    say = display.line
+def announce_corpus(corpus: Corpus, config: RunConfig, display: Display) -> None:
+    report, say = corpus.report, display.line
     announce_reading(report, display)
     say(
-        f"  {report['characters']:,} 字 → {report['tokens']:,} 词元（每字 {report['tokens_per_character']:.3f}），"
-        f"词表 {report['vocab_size']:,}"
+        f"  {report['characters']:,} 字、{report['songs'] + report['stanza_breaks']:,} 节 → {report['tokens']:,} 词元"
+        f"（每字 {report['tokens_per_character']:.3f}），词表 {report['vocab_size']:,}"
     )
     say(
         f"  训练 {report['train_songs']:,} 首 {report['train_tokens']:,} 词元；"
         f"验证 {report['val_songs']:,} 首 {report['val_tokens']:,} 词元；字一元模型 {report['unigram_bpc']:.3f} 比特/字"
     )
+    if config.lyrics_weights is not None:
+        listed = "、".join(f"{name} {share:.0%}" for name, share in corpus.shares(config.lyrics_weights).items())
+        say(f"  每轮训练里各个子文件夹所占的词元：{listed}")
     if report["vocab_size"] < config.bpe_vocab_size:
         say(f"  语料较小，词表由 {config.bpe_vocab_size:,} 减为 {report['vocab_size']:,}")
 
@@ -169,9 +173,12 @@ def announce_reading(report: dict[str, Any], display: Display) -> None:
 
 
 def announce_finished(previous: dict[str, Any], config: RunConfig, display: Display) -> None:
-    display.line(f"这次训练已经完成（{previous['iter']} / {config.train_iters} 步）。")
+    done, early = previous["iter"], previous["iter"] < config.train_iters
+    display.line(
+        f"这次训练已经完成（{done} / {config.train_iters} 步{'，验证损失不再下降，提前停下' if early else ''}）。"
+    )
     display.line(f"  写歌词：{inference_command(config)}")
-    display.line(f"  再训练：同一命令加上 --train_iters {previous['iter'] * 2}")
+    display.line(f"  再训练：同一命令加上 {'--patience none' if early else f'--train_iters {done * 2}'}")
     display.line("  从头来：同一命令加上 --resume false（旧结果移入 archive-…/）")
 
 
@@ -188,6 +195,8 @@ def announce_end(
     if progress.best_val_loss is None:
         say(f"训练完成：{progress.iteration} 步，但每次评估的损失都不是有限的数，没有 {BEST}。")
         return 0
+    if progress.iteration < config.train_iters:
+        say(f"连续 {progress.stale_evaluations} 次评估没有更好，再练只是背歌：提前停下（--patience none 不停）。")
     say(
         f"训练完成：{progress.iteration} 步。最好的验证损失 {progress.best_val_loss:.4f}，"
         f"{progress.best_val_bpc:.3f} 比特/字（字一元模型 {unigram_bpc:.3f}）。"

@@ -9,6 +9,7 @@ from corpus.cleaning import CLEANING_VERSION
 from corpus.files import find_files, fingerprint_before, fingerprint_files
 from flags import RunConfig
 from model import GPT, ModelConfig
+from optimizer import EXTENSION_PEAK
 from terminal import Display, UserError
 from training import checkpoint
 from training.checkpoint import BEST, LATEST, CheckpointError
@@ -144,6 +145,21 @@ def announce_resumed(previous: dict[str, Any], config: RunConfig, display: Displ
             display.line(f"  与上次不同：{name} {was} → {now[name]}")
     if config.seed != previous["rng"]["seed"]:
         display.line(f"  沿用检查点的种子 {previous['rng']['seed']}（{config.seed} 不起作用）")
+
+
+def is_finished(previous: dict[str, Any], config: RunConfig) -> bool:
+    """走完了，或早就不再变好而停下的。"""
+    stale = config.patience is not None and previous.get("stale_evaluations", 0) >= config.patience
+    return (stale or previous["iter"] >= config.train_iters) and not previous["evaluation_due"]
+
+
+def extended_from(previous: dict[str, Any], config: RunConfig, display: Display) -> int:
+    """在走完的一次训练上接着训时，从哪一步接起：学习率从那里重新起落；不是这样的为 0，或上一次接着训时的那一步。"""
+    if not previous["iter"] >= previous["config"]["train_iters"] < config.train_iters:
+        return previous.get("extended_from", 0)
+    until, peak = config.train_iters, f"{EXTENSION_PEAK:.0%}"
+    display.line(f"  上次走完了 {previous['iter']} 步：学习率先升到最高的 {peak}，再退火到第 {until} 步")
+    return previous["iter"]
 
 
 def start_new_best(progress: Progress, config: RunConfig, processes: Processes, display: Display) -> None:

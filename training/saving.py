@@ -11,6 +11,7 @@ from corpus.cleaning import CLEANING_VERSION
 from corpus.tokens import Corpus
 from flags import RunConfig
 from model import GPT
+from optimizer import WeightAverage
 from terminal import Display, UserError
 from training import checkpoint
 from training.checkpoint import BEST, LATEST
@@ -28,6 +29,7 @@ class Saver:
 
     config: RunConfig
     model: GPT
+    average: WeightAverage
     optimizers: dict[str, torch.optim.Optimizer]
     scaler: torch.amp.GradScaler
     progress: Progress
@@ -36,7 +38,8 @@ class Saver:
     display: Display
 
     def restore(self, previous: dict[str, Any]) -> None:
-        """读出 latest.pt 里优化器与 fp16 放大倍数的状态。"""
+        """读出 latest.pt 里优化器、权重的平均与 fp16 放大倍数的状态。"""
+        self.average.load(previous.get("average", {}))
         for name, optimizer in self.optimizers.items():
             state = previous["optimizer"].get(name)
             checkpoint.restore_optimizer(optimizer, state, self.config.checkpoint_dir / LATEST)
@@ -53,8 +56,10 @@ class Saver:
         Raises:
             UserError: 权重里有 nan 或 inf，不存；或这是结束前的一次（ending），没有下一次了。
         """
+        self.require_finite()
         contents = self._model_contents() | self.progress.as_contents()
         contents["optimizer"] = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+        contents["average"] = self.average.state()
         contents["scaler"] = self.scaler.state_dict()
         if not self._save(LATEST, contents) and ending:
             path = self.config.checkpoint_dir / LATEST
@@ -69,15 +74,21 @@ class Saver:
             self.model, self.corpus.tokenizer, plain, *figures, statistics, corpus_identity(self.corpus)
         )
 
-    def _save(self, name: str, contents: dict[str, Any]) -> bool:
-        """主进程存一个检查点；返回是否存好。别的进程不存，当作存好。"""
-        if not self.processes.is_main:
-            return True
-        if not torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all():
+    def require_finite(self) -> None:
+        """
+        Raises:
+            UserError: 权重里有 nan 或 inf。
+        """
+        if self.processes.is_main and not torch.stack([p.isfinite().all() for p in self.model.parameters()]).all():
             raise UserError(
                 f"第 {self.progress.iteration} 步之后权重里有 nan 或 inf，已停下，没有存。\n"
                 f"上一次的 {LATEST} 完好：请调小 --learning_rate，再运行就从它接着训练"
             )
+
+    def _save(self, name: str, contents: dict[str, Any]) -> bool:
+        """主进程存一个检查点；返回是否存好。别的进程不存，当作存好。"""
+        if not self.processes.is_main:
+            return True
         path = self.config.checkpoint_dir / name
         try:
             checkpoint.save(path, contents)

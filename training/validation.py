@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 import generation
-from corpus.tokens import IGNORED, validation_batches
+from corpus.batches import IGNORED, validation_batches
 from model import GPT
 from tokenizer import Tokenizer
 from training.device import Runtime

@@ -43,6 +43,11 @@ class Draft:
     whole: bool = False
 
     @property
+    def empty(self) -> bool:
+        """什么也没写就结束了这一行：空一行，或收尾。"""
+        return self.whole and len(self.tokens) == 1 and not self.constraint.text
+
+    @property
     def likelihood(self) -> float:
         """每个词元的平均对数概率。"""
         return self.log_probability / max(1, len(self.tokens))
@@ -112,7 +117,11 @@ class Composer:
         fallback = None
         for _ in range(self.ATTEMPTS):
             drafts, branch = self._drafts(constraint, self.candidates, longest)
+            if self.candidates > 1 and drafts[0].empty:  # 分节还是收尾，只由第一稿定：它们短，比起来总占便宜
+                fallback = drafts[0]
+                break
             drafts = [draft for draft in drafts if draft.whole or (may_cut and len(draft.tokens) == longest)]
+            drafts = [draft for draft in drafts if self.candidates == 1 or not draft.empty]
             if drafts and self.candidates == 1:
                 self._context = branch  # 只有一稿：它的缓存就是前文的缓存
                 self.feed(drafts[0].tokens[-1:])

@@ -17,6 +17,8 @@ from writing.decode import CannotFuse, Decoder, load_library
 from writing.kernels import fastest_dtype, prepare_for_writing
 from writing.writer import Writer
 
+READY = "models/lyrics-small.pt"  # 随仓库来的；从不自己用它
+
 
 class Loaded(NamedTuple):
     """备好的模型。
@@ -30,6 +32,9 @@ class Loaded(NamedTuple):
     device: torch.device
     dtype: str
     about: str
+
+
+_WAYS_ON = f"用现成的小模型写：--checkpoint {READY}；或先训练一个：python train.py --preset cpu（两个 CPU 核约三分钟）"
 
 
 def load_writer(
@@ -46,7 +51,7 @@ def load_writer(
     """
     device = pick_device(device_flag)
     if not path.is_file():
-        raise CheckpointError(f"找不到检查点：{path}\n请先训练（python train.py），或用 --checkpoint 指明文件")
+        raise CheckpointError(f"找不到检查点：{path}\n{_WAYS_ON}")
     contents = checkpoint.load(path, mmap=os.name != "nt")  # Windows 上映射着的文件，训练就换不掉
     model, tokenizer = checkpoint.restore(contents, path)
     chosen = "（auto 选定）" if dtype == "auto" else ""

@@ -12,7 +12,7 @@ from lyrics.constraint import LONGEST_LINE, LineRule, Vocabulary
 from lyrics.copies import CopyIndex
 from lyrics.form import Form
 from lyrics.plan import SongPlan
-from lyrics.sound import lines_of, normalise, rhyme_class, sung_count
+from lyrics.sound import lines_of, normalise, place_of, rhyme_class, stanzas_of, sung_count
 from model import GPT
 from tokenizer import StreamingDecoder, Tokenizer
 from writing.cuda_graph import RecordedStep, worth_recording
@@ -143,8 +143,7 @@ class Writer:
     def replace_line(self, song: Song, number: int, line: str, settings: Settings) -> None:
         """第 number 行（从 1 起，空行不算）换成 line。"""
         every = song.text.split("\n")
-        places = [index for index, text in enumerate(every) if text.strip()]
-        every[places[number - 1]] = line
+        every[place_of(song.text, number)] = line
         self.replace_text(song, "\n".join(every), settings)
 
     def write_the_rest(
@@ -153,6 +152,8 @@ class Writer:
         """留住 before 的这些行（从 1 起），其余从 prompt 重写，行数不变。没有写完就仍是 before。"""
         lines = lines_of(before.text)
         form = dataclasses.replace(settings.form(), lines=len(lines))
+        if not form.sections:
+            form = dataclasses.replace(form, sections=stanzas_of(before.text))
         if not form.lengths:
             form = dataclasses.replace(form, lengths=((1, max(LONGEST_LINE, *map(sung_count, lines))),))
         fixed = {number - 1: lines[number - 1] for number in locked}
@@ -179,9 +180,8 @@ class Writer:
             (settings.acrostic or "")[index:number],
             number == len(lines),
         )
-        header = self.tokenizer.song(
-            "".join(line + "\n" for line in lines[:index]), settings.title or "", settings.singer or ""
-        )
+        above = "".join(line + "\n" for line in text.split("\n")[: place_of(text, number)])
+        header = self.tokenizer.song(above, settings.title or "", settings.singer or "")
         composer = self.composer(header, settings, seed)
         drafts = composer.drafts(lambda: plan.constraint(index, rule=rule), REWRITING_DRAFTS, rule.longest)
         after = lines[number:]
@@ -194,7 +194,8 @@ class Writer:
                 options.setdefault(draft.constraint.text, draft)
         if not options:
             return []
-        following = self.tokenizer.encode("\n".join(after[:FOLLOWING_LINES])) if after else []
+        until = place_of(text, min(len(lines), number + FOLLOWING_LINES)) + 1
+        following = self.tokenizer.encode("\n".join(text.split("\n")[place_of(text, number) + 1 : until]))
         scores = composer.score([[*draft.tokens, *following] for draft in options.values()])
         return [text for _, text in sorted(zip(scores, options, strict=True), reverse=True)][:REWRITINGS]
 
