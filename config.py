@@ -52,6 +52,7 @@ SAVE_INTERVAL = 200  # 每多少步保存 latest.pt
 CHECKPOINT_DIR = "checkpoints"  # 检查点文件夹
 RESUME = True  # 有 latest.pt 就接着训练；false：旧结果移入 archive-…/，从头开始
 INIT_FROM = None  # 从这个检查点的权重与分词器开始微调（架构随它）；none 表示从头训练
+TEACHER = None  # 老师的检查点，几个用逗号隔开：损失的一部分朝着它们的预测；none 不用
 ALLOW_NEW_CORPUS = False  # 接着训练时允许语料与检查点不同（沿用检查点的分词器）
 GENERATE_PROMPT = "今夜我"  # 评估时试写歌词的开头
 GENERATE_TOKENS = 120  # 评估时试写的最多词元数

@@ -26,6 +26,7 @@ from corpus.batches import IGNORED, validation_batches
 from corpus.cleaning import CLEANING_VERSION
 from corpus.files import CorpusError
 from corpus.tokens import Corpus, prepare
+from corpus.weights import parse_weights
 from flags import Flag, constants
 from lyrics.copies import CopyIndex
 from lyrics.form import LyricsError
@@ -61,6 +62,7 @@ FLAGS = [
     Flag("seed", 0, flags.whole(0, 2**30), "随机种子；第 i 首用 seed + i"),
     Flag("temperature", SAMPLING.temperature, flags.between(0, 100), "温度"),
     Flag("top_p", SAMPLING.top_p, flags.SHARE, "核抽样"),
+    Flag("min_p", SAMPLING.min_p, flags.between(0, 1), "只在概率不低于最可能的这么多倍的词元里抽"),
     Flag("max_tokens", SAMPLING.max_tokens, flags.whole(2), "一首最多写多少个词元；真人的歌也截在这里"),
     Flag("device", "auto", flags.text(), "auto、cpu、cuda、cuda:1、mps"),
     Flag("dtype", "fp32", flags.one_of(*WRITING_DTYPES), "精度"),
@@ -120,12 +122,16 @@ class Evaluation:
 
     Attributes:
         train, held_out: 训练与留出的歌。
+        tokens: 量损失的词元流：留出的歌，各个子文件夹的比重与训练时相同。
         written: {名称: 写出的歌}，存进 JSON。
         distributions: {"模型"、"真人": (各行字数, 各行的辙)}，画图用。
     """
 
-    def __init__(self, options: dict[str, Any], model: GPT, corpus: Corpus, windows: int, display: Display) -> None:
+    def __init__(
+        self, options: dict[str, Any], model: GPT, corpus: Corpus, tokens: np.ndarray, windows: int, display: Display
+    ) -> None:
         self.options, self.model, self.corpus, self.windows, self.display = options, model, corpus, windows, display
+        self.tokens = tokens
         self.tokenizer = corpus.tokenizer
         self.train = list(decode_songs(corpus.train, self.tokenizer))
         self.held_out = list(decode_songs(corpus.val, self.tokenizer))
@@ -136,7 +142,11 @@ class Evaluation:
         """第 number 首的抽样设置。"""
         o = self.options
         return generation.Sampling(
-            o["max_tokens"], temperature=o["temperature"], top_p=o["top_p"], seed=o["seed"] + number
+            o["max_tokens"],
+            temperature=o["temperature"],
+            top_p=o["top_p"],
+            min_p=o["min_p"],
+            seed=o["seed"] + number,
         )
 
     def write(self, prompt: str, count: int, first: int) -> Iterator[tuple[str, bool]]:
@@ -227,7 +237,9 @@ def load(options: dict[str, Any]) -> Evaluation:
     difference = corpus_difference(contents["corpus"], corpus.fingerprint)
     if difference:
         display.line(f"注意：{difference.format(options['lyrics_dir'])}，「留出」的歌可能训练过")
-    return Evaluation(options, model, corpus, setting("eval_iters") * setting("batch_size"), display)
+    weights = parse_weights(setting("lyrics_weights"))
+    tokens = corpus.validation_tokens(weights if set(weights) <= set(corpus.report["folders"]) else {})
+    return Evaluation(options, model, corpus, tokens, setting("eval_iters") * setting("batch_size"), display)
 
 
 def corpus_difference(saved: Any, fingerprint: str) -> str:
@@ -255,7 +267,7 @@ def measure_loss(evaluation: Evaluation) -> list[Row]:
     characters = evaluation.tokenizer.token_characters
     parts = []
     for x, y in validation_batches(
-        evaluation.corpus.val, evaluation.model.config.max_seq_len, BATCH, max(1, evaluation.windows)
+        evaluation.tokens, evaluation.model.config.max_seq_len, BATCH, max(1, evaluation.windows)
     ):
         real = y != IGNORED
         parts.append((nats_of(evaluation.model, x, y), real.sum(axis=1), (characters[y] * real).sum(axis=1)))

@@ -84,10 +84,8 @@ def path(optional: bool = False) -> Rule:
 
 BOOLEAN = Rule(bool, lambda v: True, "true 或 false")
 
-_WEIGHT = r"[^=,，]+=\s*\d{1,3}(?:\.\d+)?\s*"
-WEIGHTS = Rule(
-    str, lambda v: bool(re.fullmatch(f"{_WEIGHT}(?:[,，]{_WEIGHT})*", v)), "「子文件夹=遍数」，几个用逗号隔开", True
-)
+_WEIGHTS = re.compile(r"(?:[^=,，]+=\s*\d{1,3}(?:\.\d+)?\s*(?:[,，](?=.)|$))+")
+WEIGHTS = Rule(str, lambda v: bool(_WEIGHTS.fullmatch(v)), "「子文件夹=遍数」，几个用逗号隔开", True)
 SHARE = number(lambda v: 0 < v <= 1, "大于 0、不超过 1 的数")
 RATE = number(lambda v: 0 < v <= 100, "大于 0、不超过 100 的数")
 
@@ -129,6 +127,7 @@ RULES = {
     "CHECKPOINT_DIR": path(),
     "RESUME": BOOLEAN,
     "INIT_FROM": path(optional=True),
+    "TEACHER": text(optional=True),
     "ALLOW_NEW_CORPUS": BOOLEAN,
     "GENERATE_PROMPT": text(),
     "GENERATE_TOKENS": whole(1),
@@ -347,6 +346,7 @@ class RunConfig:
     checkpoint_dir: Path
     resume: bool
     init_from: Path | None
+    teacher: str | None
     allow_new_corpus: bool
     generate_prompt: str
     generate_tokens: int

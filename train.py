@@ -8,7 +8,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from training.budget import fitted
 from training.checkpoint import METRICS, CheckpointError
 from training.data import look_at_corpus, prepare_corpus
 from training.device import DeviceError, Runtime, has_accelerator, peak_flops, peak_memory_gb, setup
+from training.distillation import Distillation, load_teachers
 from training.fallbacks import Abandoned, ForwardBackward
 from training.processes import CommunicationError, PeerError, Processes, StopSignals
 from training.progress import Progress
@@ -80,7 +81,8 @@ def train(config: RunConfig, group: Processes, display: Display, stop: StopSigna
         config = resume.with_architecture_of(previous or initial, config)
 
         # 3. 语料：清洗、分词、缓存；语料小，步数随它来
-        corpus = prepare_corpus(config, group, previous or initial, display)
+        teachers = group.broadcast_result(lambda: load_teachers(config))
+        corpus = prepare_corpus(config, group, previous or initial or next(iter(teachers), None), display)
         windows = corpus.windows(config.max_seq_len, parse_weights(config.lyrics_weights))
         config = fitted(config, windows, group.count, display.line)
         if previous is not None and resume.is_finished(previous, config):
@@ -90,8 +92,8 @@ def train(config: RunConfig, group: Processes, display: Display, stop: StopSigna
             resume.archive_earlier_run(config, display)
 
         # 4. 模型、优化器
-        trainer = Trainer(config, environment, corpus, previous, initial, display)
-        del previous, initial  # 大模型的检查点有一个多 GB，不必一直占着内存
+        trainer = Trainer(config, environment, corpus, previous, initial, teachers, display)
+        del previous, initial, teachers  # 大模型的检查点有一个多 GB，不必一直占着内存
 
         # 5. 训练循环
         signal_number = trainer.run(stop)
@@ -113,6 +115,7 @@ class Trainer:
         corpus: Corpus,
         previous: dict[str, Any] | None,
         initial: dict[str, Any] | None,
+        teachers: Sequence[dict[str, Any]],
         display: Display,
     ) -> None:
         self.config, self.environment, self.corpus, self.display = config, environment, corpus, display
@@ -135,6 +138,8 @@ class Trainer:
             resume.announce_resumed(previous, config, display)
             if previous["corpus"] != corpus_identity(corpus):
                 resume.start_new_best(self.progress, config, self.processes, display)
+        elif initial is not None:
+            self.progress.evaluation_due = True  # 微调之前的也量一次：best.pt 从不比起点差
         weights = parse_weights(config.lyrics_weights)
         self.held_out = corpus.validation_tokens(weights)
         sizes = config.max_seq_len, config.batch_size
@@ -151,6 +156,7 @@ class Trainer:
             min(config.micro_batch_size or most_rows, most_rows),
             config.use_compile,
             display.line,
+            self._distillation(teachers),
         )
         self.warmup = min(config.warmup_iters, max(0, config.train_iters - 1))
         self.skipped = SkippedSteps(self.progress, self.scaler, self.processes.is_main, display)
@@ -158,6 +164,11 @@ class Trainer:
         self.metrics: MetricsFile | None = None  # 只有主进程有
         self.swanlab: SwanLab | None = None
         self.stop = StopSignals()
+
+    def _distillation(self, teachers: Sequence[dict[str, Any]]) -> Callable[[Tensor, Tensor], Tensor] | None:
+        if not teachers:
+            return None
+        return Distillation(self.model, teachers, self.tokenizer.model_bytes, self.environment.device).loss
 
     # ---- 循环 ----
 

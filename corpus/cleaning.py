@@ -2,11 +2,12 @@
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from corpus.credits import PART, find_credits, maybe_credits
 from corpus.karaoke import HAN_LETTER, KaraokeError, is_ttml, read_karaoke
+from corpus.notices import VOICES
 from corpus.stanzas import with_stanzas
 
 CLEANING_VERSION = 3  # 读取、清洗、去重或编码的规则有变时加一，旧缓存随之重建
@@ -49,8 +50,14 @@ class DroppedLine(NamedTuple):
 
 # 行可能有几兆字长：这里每个式子的用时都与字数成正比（相邻的两个 * 不能认得同样的字，开头的 * 不跨行）。
 _ABSURD_REFERENCE = re.compile(r"&#[0-9]{8,};?")  # 码位至多七位；几千位的数 int() 不收
-_HTML_BREAK = re.compile(r"<\s*(?:br|/p|/div|/li)\s*(?:/\s*)?>", re.I)
-_HTML_TAG = re.compile(r"</?(?:p|div|span|b|i|u|em|strong|font|a|li|ul|br)\b[^<>\n]{0,200}>", re.I)
+_HTML_PARAGRAPH = re.compile(
+    r"<\s*(?:/(?:div|ul|ol|section|article|blockquote|h[1-6])|(?:/?p|hr)\b[^<>\n]{0,200})\s*(?:/\s*)?>", re.I
+)
+_HTML_BREAK = re.compile(r"<\s*(?:br\b[^<>\n]{0,200}|/li|/tr)\s*(?:/\s*)?>", re.I)
+_HTML_TAG = re.compile(
+    r"</?(?:p|div|span|b|i|u|em|strong|font|a|li|ul|ol|br|h[1-6]|section|article|blockquote|center)\b[^<>\n]{0,200}>",
+    re.I,
+)
 _ESCAPED = re.compile(r"\\{1,4}(?:r\\{1,4}n|[nr])|\\{1,4}(t|\"|/|u[0-9a-fA-F]{4})")
 _LRC_TAG = re.compile(
     r"^ *\[(?:ti|ar|al|by|offset|re|ve|au|length|la|id|hash|sign|qq|total|language) *:[^\]\n]*\]", re.M | re.I
@@ -110,7 +117,7 @@ def _clean(text: str, name: str = "", dropped: list[DroppedLine] | None = None) 
     """没有时间与标签的歌词 → 干净文字。name: 歌名，用来认出开头的歌名行；dropped: 去掉的行记在这里。"""
     text = _LINE_BREAK.sub("\n", text)
     if "<" in text:
-        text = _HTML_TAG.sub("", _HTML_BREAK.sub("\n", text))
+        text = _HTML_TAG.sub("", _HTML_BREAK.sub("\n", _HTML_PARAGRAPH.sub("\n\n", text)))
     text = _INVISIBLE.sub("", _SPACE.sub(" ", text))
     if "  " in text:  # 夹在看不见的字符之间的
         text = _SPACE.sub(" ", text)
@@ -121,10 +128,24 @@ def _clean(text: str, name: str = "", dropped: list[DroppedLine] | None = None) 
         leave_out = find_credits(lines, name)
         if dropped is not None:
             dropped += [DroppedLine(lines[place].strip(), reason) for place, reason in sorted(leave_out.items())]
-        sung = ((line, leave_out.get(place)) for place, line in enumerate(lines))
-        text = "\n".join("" if reason else line for line, reason in sung if reason in (None, PART))
+        text = "\n".join(_without_left_out(lines, leave_out))
         text = _TIMES_SUFFIX.sub("", _VOICE_PREFIX.sub("", _PART_PREFIX.sub("\n", text)))
     return "\n".join(with_stanzas([" ".join(line.split()) for line in text.split("\n")]))
+
+
+def _without_left_out(lines: list[str], leave_out: dict[int, str]) -> Iterator[str]:
+    """不唱的行去掉；段落标记与夹在中间的制作信息留下空行。写明了分节的，换人唱不另起一节。"""
+    marked = {place for place, reason in leave_out.items() if reason in (PART, "制作信息")}
+    voices = {place for place in marked if VOICES.match(lines[place].strip())}
+    sung = [place for place, line in enumerate(lines) if place not in leave_out and line.strip()]
+    blank = {place for place, line in enumerate(lines) if not line.strip()} | (marked - voices)
+    if sung and any(sung[0] < place < sung[-1] for place in blank):
+        marked -= voices
+    for place, line in enumerate(lines):
+        if place in marked:
+            yield "\n"  # 两个空行：隔行空的歌里也认得出
+        elif place not in leave_out:
+            yield line
 
 
 def clean_name(name: Any) -> str:
@@ -172,15 +193,15 @@ def _lyric_text(lyric: Any) -> str | None:
         return lyric
     if isinstance(lyric, dict):
         keys = ("lyric", "lyrics", "text", "words", "content", "line", "lines", "tx")
-        inner = next((lyric[key] for key in keys if key in lyric), None)
-        return _lyric_text(inner) if isinstance(inner, (str, list)) else None
+        inner = next((lyric[key] for key in keys if key in lyric), 0)
+        return "" if inner is None else _lyric_text(inner) if isinstance(inner, (str, list)) else None
     if isinstance(lyric, Sequence):
         texts = [part for part in lyric if isinstance(part, str)]
         if len(texts) == 1 and len(lyric) > 1 and all(isinstance(part, (str, int, float)) for part in lyric):
             return texts[0]  # [时间, "行"]
-        parts = [_lyric_text(part) for part in lyric if part is not None and not isinstance(part, (int, float))]
+        parts = ["" if part is None else _lyric_text(part) for part in lyric if not isinstance(part, (int, float))]
         known = [part for part in parts if part is not None]
-        if len(known) < len(parts) or (lyric and not parts):
+        if len(known) < len(parts) or (lyric and all(part is None or isinstance(part, (int, float)) for part in lyric)):
             return None
         return ("\n\n" if any("\n" in part.strip("\n") for part in known) else "\n").join(known)  # 一段段的，或一行行的
     return None

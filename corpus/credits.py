@@ -95,7 +95,9 @@ def find_credits(lines: list[str], name: str = "") -> dict[int, str]:
         if len(lines[place]) > LONGEST_CREDIT or not maybe_credits(lines[place]):
             looks[place] = Line(NOTHING)
         elif is_notice(lines[place]):
-            found[place], looks[place] = "声明", Line(CREDIT, certain=True)
+            found[place], looks[place] = (
+                (PART, Line(NOTHING)) if is_part(lines[place]) else ("声明", Line(CREDIT, certain=True))
+            )
         elif is_part(lines[place]):
             found[place], looks[place] = PART, Line(NOTHING)
         else:

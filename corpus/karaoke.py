@@ -183,13 +183,18 @@ def _seconds(stamp: str) -> float:
 
 def _in_order(lines: list[_Line], by_word: bool) -> list[_Line]:
     """按时刻排开；没有时间的行跟着前一行。"""
-    timed: list[_Line] = []
-    last = 0.0
+    timed: list[tuple[float, bool, _Line]] = []
+    last, blanks = 0.0, 0
     for line in lines:
+        if line.time is None and not line.words.strip(" \t\0"):
+            blanks += 1
+            continue
         last = line.time if line.time is not None else last
-        timed.append(_Line(last, line.words, stamped=line.time is not None))
-        timed += [_Line(time, line.words) for time in (() if by_word else line.repeats)]
-    return sorted(timed, key=lambda line: line.time or 0.0)
+        for time in (last, *(() if by_word else line.repeats)):
+            timed += [(time, line.time is None, _Line(time, "", stamped=False))] * blanks
+            timed.append((time, True, _Line(time, line.words, stamped=line.time is not None)))
+        blanks = 0
+    return [line for _, _, line in sorted(timed, key=lambda entry: entry[:2])]
 
 
 _KANA, _HANGUL, _LATIN = (

@@ -112,11 +112,20 @@ _NOT_A_PART = frozenset(
 ) | {"the end"}
 
 
+_ORDER_PART = re.compile(  # 「第二段」「【A段】」「【主歌第一段】」「(副歌重复一遍)」「（钢琴间奏）」「[间奏 8小节]」
+    r"^\W*(?:(?:主歌|副歌)?第\s*[\d一二三四五六七八九十]{1,2}\s*[段节遍](?:主歌|副歌)?|[A-D]\d?\s*段)\W*$|"
+    r"^\s*[\[［【（(]\s*(?:[A-D]\d?|(?:副歌|主歌|以上)?(?:重复|反复)[一二三两\d]?[遍次]?|"
+    r"\w{0,4}(?:前奏|间奏|尾奏|interlude|instrumental)(?:[ :：]?\w[^，。！？]{0,11})?)\s*[\]］】）)]\s*$",
+    re.I,
+)
+
+
 def is_part(line: str) -> bool:
     """段落、反复、声部的标记单独成一行。"""
     text = simpler(line)
     if (
         _PART_IN_BRACKETS.match(text)
+        or _ORDER_PART.match(text)
         or _REPEAT.match(text)
         or _SYMBOL_PARTS.match(text)
         or (_CHORDS.match(text + " ") and re.search(r"[m7#♯♭|]|sus|add|dim", text))

@@ -16,8 +16,9 @@ from typing import Any
 
 from corpus.cleaning import DroppedLine, RawSong, Song, clean_song
 from corpus.files import CorpusError, file_errors, shown
-from corpus.formats import NotLyrics, holds_many_songs, read_file
+from corpus.formats import NotLyrics, read_file
 from corpus.near_copies import content_key, find_copies
+from corpus.song_books import holds_many_songs
 from corpus.weights import folder_of
 
 MOST_NAMED = 20  # 一条错误里最多列这么多个文件

@@ -90,3 +90,14 @@ def test_a_missing_or_damaged_checkpoint_is_one_line(run, base, tmp_path):
         with pytest.raises(CheckpointError, match=path.name):
             run("new", "--init_from", str(path))
     assert not list((tmp_path / "new").glob("*.pt"))
+
+
+def test_best_is_never_worse_than_the_start(run, base, tmp_path):
+    """微调之前先量一次：越练越坏时，best.pt 就是起点。"""
+    style = write_corpus(tmp_path / "style", 12, start=50)
+    harmful = ("--learning_rate", "1", "--muon_learning_rate", "1", "--min_lr", "0.5")
+    _, out, directory = run("worse", "--init_from", str(base), *harmful, folder=style)
+    assert "评估 · 第 0 步" in out
+    best = checkpoint.load(directory / "best.pt")
+    assert best["iter"] == 0
+    assert all(torch.equal(best["model"][name], weight) for name, weight in weights(base).items())

@@ -15,8 +15,9 @@ import inference
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = REPOSITORY / "README.md"
-PAGES = [README, REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+PAGES = [README, REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "models" / "README.md"]
+PAGES += sorted((REPOSITORY / "docs").glob("*.md"))
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
 
 
 def read(page: Path) -> str:

@@ -8,8 +8,11 @@ from typing import Any
 from flags import RunConfig
 
 MOST_EPOCHS = 12  # 从头训练
-MOST_TUNING_EPOCHS = 8  # 微调
-STEPS_PER_EPOCH = 16  # 一轮至少分成这么多步，再大的批次学不了几步
+MOST_TUNING_EPOCHS = 4  # 微调
+STEPS_PER_EPOCH = 8  # 一轮至少分成这么多步，再大的批次学不了几步
+# 微调：起点已经会写，照从头训练的学习率，头一轮就把它冲坏了（docs/recipe.md）
+TUNING_RATES = {"learning_rate": 0.1, "min_lr": 0.1, "muon_learning_rate": 0.3}
+TUNING_DROPOUT = 0.1
 EVALUATIONS_PER_EPOCH = 2
 FEWEST_STEPS = 20
 
@@ -39,10 +42,13 @@ def fitted(config: RunConfig, windows: int, processes: int, say: Callable[[str],
         "eval_interval": min(config.eval_interval, max(1, round(per_epoch / EVALUATIONS_PER_EPOCH))),
         "save_interval": min(config.save_interval, max(1, round(per_epoch))),
     }
+    if config.init_from is not None:
+        values |= {name: float(f"{getattr(config, name) * part:.3g}") for name, part in TUNING_RATES.items()}
+        values["dropout"] = max(config.dropout, TUNING_DROPOUT)
     changed = {name: value for name, value in values.items() if value != getattr(config, name)}
     changed = {name: value for name, value in changed.items() if name not in config.typed}
     if not changed:
         return config
-    listed = "、".join(f"{name.upper()} {getattr(config, name)} → {value}" for name, value in changed.items())
+    listed = "、".join(f"{name.upper()} {getattr(config, name):g} → {value:g}" for name, value in changed.items())
     say(f"语料只有 {windows} 个窗口，照原来的要反复学 {epochs:.0f} 轮，背下来也不会写，所以：{listed}")
     return dataclasses.replace(config, **changed)

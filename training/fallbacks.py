@@ -26,6 +26,7 @@ class ForwardBackward:
         batch_targets: 整批的目标数，含别的进程的；损失是它们的平均。
         micro_batch_size: 一次前向的序列数，各进程相同。
         say: 收一行消息。
+        loss: 与 `GPT.loss` 同样的和；不给就是它。
     """
 
     def __init__(
@@ -38,16 +39,17 @@ class ForwardBackward:
         micro_batch_size: int,
         use_compile: bool,
         say: Callable[[str], None],
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         self.model, self.scaler, self.environment, self.say = model, scaler, environment, say
         self.seed, self.batch_targets, self.micro_batch_size = seed, batch_targets, micro_batch_size
         self.stop = StopSignals()
         self.compiled = use_compile
-        self.loss_function: Callable[[Tensor, Tensor], Tensor] = model.loss
+        self.plain_loss = self.loss_function = loss or model.loss
         self._calls = 0
         if use_compile:
             try:  # dynamic=False：微批次减半后另编译一次，不要变成较慢的动态形状
-                self.loss_function = torch.compile(model.loss, dynamic=False)
+                self.loss_function = torch.compile(self.plain_loss, dynamic=False)
             except RuntimeError as error:  # 这个 Python 或平台不支持
                 self._do_without_compile(error)
 
@@ -102,7 +104,7 @@ class ForwardBackward:
     def _do_without_compile(self, error: BaseException) -> None:
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         self.say(f"torch.compile 在这里不可用，改为逐步执行（{reason}）")
-        self.loss_function, self.compiled = self.model.loss, False
+        self.loss_function, self.compiled = self.plain_loss, False
 
     def _halve_micro_batch(self) -> None:
         self.micro_batch_size = max(1, (self.micro_batch_size + 1) // 2)
