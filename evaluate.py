@@ -62,7 +62,6 @@ FLAGS = [
     Flag("seed", 0, flags.whole(0, 2**30), "随机种子；第 i 首用 seed + i"),
     Flag("temperature", SAMPLING.temperature, flags.between(0, 100), "温度"),
     Flag("top_p", SAMPLING.top_p, flags.SHARE, "核抽样"),
-    Flag("min_p", SAMPLING.min_p, flags.between(0, 1), "只在概率不低于最可能的这么多倍的词元里抽"),
     Flag("max_tokens", SAMPLING.max_tokens, flags.whole(2), "一首最多写多少个词元；真人的歌也截在这里"),
     Flag("device", "auto", flags.text(), "auto、cpu、cuda、cuda:1、mps"),
     Flag("dtype", "fp32", flags.one_of(*WRITING_DTYPES), "精度"),
@@ -142,11 +141,7 @@ class Evaluation:
         """第 number 首的抽样设置。"""
         o = self.options
         return generation.Sampling(
-            o["max_tokens"],
-            temperature=o["temperature"],
-            top_p=o["top_p"],
-            min_p=o["min_p"],
-            seed=o["seed"] + number,
+            o["max_tokens"], temperature=o["temperature"], top_p=o["top_p"], seed=o["seed"] + number
         )
 
     def write(self, prompt: str, count: int, first: int) -> Iterator[tuple[str, bool]]:

@@ -27,7 +27,6 @@ class Sampling:
         temperature: 温度；0 表示每步取最可能的（贪心）。
         top_k: 只在最可能的 k 个里抽；0 表示不限。
         top_p: 只在概率合计达到 p 的最少几个里抽（核抽样，Holtzman 等 2020）。
-        min_p: 只在概率不低于最可能的那个的这么多倍的里抽（Nguyen 等 2024）；0 表示不限。
         repetition_penalty: 已出现词元的 logits 除以（为负时乘以）这个数（Keskar 等 2019，CTRL）；1 表示不惩罚。
         seed: 第 i 首用 `song_seed(seed, i)`，所以 fp32 时一首歌不因同批写了几首而变
             （别的精度，一行与多行的舍入略有不同）。
@@ -40,7 +39,6 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int = 0
     min_tokens: int = 0
-    min_p: float = 0.0
 
 
 def song_seed(seed: int, number: int) -> int:
@@ -73,7 +71,7 @@ def adjust_logits(logits: Tensor, seen: Tensor | None, banned: Tensor | None, sa
 
 
 def sample(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
-    """按温度、top_k、top_p、min_p 抽一个词元。
+    """按温度、top_k、top_p 抽一个词元。
 
     用逆累积分布把给定的均匀随机数变成词元，所以结果只由 logits 与随机数决定，与设备、批次无关。
 
@@ -90,29 +88,26 @@ def sample(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / max(sampling.temperature, LOWEST_TEMPERATURE)
     if sampling.top_k:
         top, index = logits.topk(min(sampling.top_k, vocab_size))
-        return _draw(torch.softmax(top, dim=-1), index, uniform, sampling)
+        return _draw(torch.softmax(top, dim=-1), index, uniform, sampling.top_p)
     probabilities = torch.softmax(logits, dim=-1)
     chosen = None
-    if (sampling.top_p < 1 or sampling.min_p > 0) and vocab_size > CANDIDATES:
+    if sampling.top_p < 1 and vocab_size > CANDIDATES:
         top, index = probabilities.topk(CANDIDATES)
-        chosen = _draw(top, index, uniform, sampling)
-        enough = (top.cumsum(dim=-1)[:, -1] >= sampling.top_p) | (top[:, -1] < sampling.min_p * top[:, 0])
+        chosen = _draw(top, index, uniform, sampling.top_p)
+        enough = top.cumsum(dim=-1)[:, -1] >= sampling.top_p
         if enough.all():
             return chosen
-    drawn = _draw(*probabilities.sort(dim=-1, descending=True), uniform, sampling)
+    drawn = _draw(*probabilities.sort(dim=-1, descending=True), uniform, sampling.top_p)
     return drawn if chosen is None else torch.where(enough, chosen, drawn)  # 一行的结果不随同批的别的行而变
 
 
-def _draw(probabilities: Tensor, index: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
-    """从大到小排好的概率 (B, K)，照 top_p 与 min_p 留下最前面的几个（至少一个），抽出 index (B, K) 中的一个：(B,)。"""
+def _draw(probabilities: Tensor, index: Tensor, uniform: Tensor, top_p: float) -> Tensor:
+    """从大到小排好的概率 (B, K)，留下累积首次达到 top_p 为止的（至少一个），抽出 index (B, K) 中的一个：(B,)。"""
     cumulative = probabilities.cumsum(dim=-1)
-    kept = cumulative - probabilities < sampling.top_p
-    if sampling.min_p:
-        kept &= probabilities >= sampling.min_p * probabilities[:, :1]
-    last = kept.sum(dim=-1, keepdim=True) - 1  # (B, 1)
-    total = cumulative.gather(-1, last)
+    kept = (cumulative - probabilities < top_p).sum(dim=-1, keepdim=True)  # (B, 1)
+    total = cumulative.gather(-1, kept - 1)
     chosen = (cumulative <= uniform[:, None].to(cumulative) * total).sum(dim=-1, keepdim=True)
-    return index.gather(-1, torch.minimum(chosen, last)).squeeze(-1)
+    return index.gather(-1, torch.minimum(chosen, kept - 1)).squeeze(-1)
 
 
 class Step(Protocol):

@@ -21,7 +21,6 @@ SONG_FLAGS = [
     Flag("min_tokens", DEFAULTS.min_tokens, flags.whole(0), "写满这么多个词元之前不收尾"),
     Flag("temperature", DEFAULTS.temperature, flags.between(0, 100), "温度：越高越出奇，0 为每步取最可能的"),
     Flag("top_p", DEFAULTS.top_p, flags.SHARE, "只在概率合计达到它的词元里抽"),
-    Flag("min_p", DEFAULTS.min_p, flags.between(0, 1), "只在概率不低于最可能的那个的这么多倍的词元里抽；0 为不限"),
     Flag("top_k", DEFAULTS.top_k, flags.whole(0), "只在最可能的这么多个词元里抽；0 为不限"),
     Flag(
         "repetition_penalty",
@@ -67,7 +66,6 @@ class Settings:
     min_tokens: int
     temperature: float
     top_p: float
-    min_p: float
     top_k: int
     repetition_penalty: float
     num_samples: int
@@ -108,7 +106,6 @@ class Settings:
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
-            min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
             seed=seed,
         )
