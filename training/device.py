@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import os
 import platform
 import re
 import sys
@@ -74,7 +75,8 @@ def has_accelerator() -> bool:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` 或设备名 → torch.device。
+    """`auto` 或设备名 → torch.device。CUDA 上不用 cuDNN 的注意力：训练时与 Flash 一样快，写歌时每个长度都要另备一份
+    计划，H100 上一个词元 66 毫秒（docs/measurements.md）。
 
     Raises:
         DeviceError: 设备名不认识，或这台机器没有。
@@ -91,6 +93,8 @@ def pick_device(name: str) -> torch.device:
         raise DeviceError(f"这台机器没有 {name}（找到 {torch.cuda.device_count()} 块 CUDA 显卡）；可用 --device cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("这台机器没有 mps；可用 --device cpu")
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return device
 
 
@@ -129,9 +133,7 @@ def setup(device_name: str, use_amp: bool, seed: int, processes: Processes) -> R
     """选定设备与精度、设随机种子、连起各进程。"""
     device = pick_device_for(device_name, processes)
     if device.type == "cuda":
-        if device.index is not None:
-            torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
+        _prepare_cuda(device)
     if device.type == "cpu":  # 编译后的词嵌入梯度默认用原子加法，次序不定，接着训练就不能逐位重现
         torch.use_deterministic_algorithms(True)
         keep_freed_memory()
@@ -139,6 +141,17 @@ def setup(device_name: str, use_amp: bool, seed: int, processes: Processes) -> R
     torch.manual_seed(seed)
     processes.start(device)
     return Runtime(device, native_half(device) if use_amp else None, processes)
+
+
+def _prepare_cuda(device: torch.device) -> None:
+    if sys.platform == "linux":  # 微批次换了大小也不留碎片；要在第一次分配之前
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    torch.set_float32_matmul_precision("high")
+    if sys.platform == "win32" or "microsoft" in platform.release().lower():
+        free, total = torch.cuda.mem_get_info()  # Windows 的驱动装不下就用内存，慢十倍也不报错：宁可报错
+        torch.cuda.set_per_process_memory_fraction(min(1.0, free / total))
 
 
 def keep_freed_memory() -> None:

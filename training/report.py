@@ -105,6 +105,11 @@ def announce_model(
         display.line("第一步要先编译模型，可能要一两分钟 …")
 
 
+def announce_memory(micro_batch: int, rows: int, needed: int, free: int, display: Display) -> None:
+    whole = "整批一次" if micro_batch >= rows else f"每步分 {-(-rows // micro_batch)} 次累积，数学不变"
+    display.line(f"显存：空闲 {free / 2**30:.1f} GB；微批次 {micro_batch}（{whole}），峰值约 {needed / 2**30:.1f} GB")
+
+
 def warn_if_disk_is_small(directory: Path, parameters: int, display: Display) -> None:
     """best.pt 一份权重，latest.pt 另有优化器的两份；换成新的之前，新旧 latest.pt 同时在磁盘上。"""
     copy = 4 * parameters
