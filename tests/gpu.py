@@ -25,12 +25,14 @@ import torch
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
+import flags  # noqa: E402
 import model as model_module  # noqa: E402
 from generation import Sampling, TorchStep, generate  # noqa: E402
 from model import GPT, ModelConfig  # noqa: E402
 from optimizer import WeightAverage, build_optimizers, update_unless  # noqa: E402
 from training.device import Runtime, device_name, native_half, peak_flops, setup  # noqa: E402
 from training.fallbacks import ForwardBackward  # noqa: E402
+from training.memory import first_micro_batch, free_bytes  # noqa: E402
 from training.processes import Processes  # noqa: E402
 from writing.cuda_graph import RecordedDraw, RecordedStep  # noqa: E402
 
@@ -325,11 +327,15 @@ def fast() -> Iterator[str]:
 
 def training(rows: int, length: int, compiled: bool, optimizer: str) -> str:
     """train.py 的一步：微批次随显存定，随机的词元。"""
+    torch._dynamo.reset()  # 上一行编译好的还拿着它的模型
+    torch.cuda.empty_cache()
     runtime = setup("cuda", True, 0, Processes())
     model = build(ModelConfig(10000, length, 12, 12, 768, dropout=0.1), "cuda").train()
+    shape = ["--batch_size", str(rows), "--max_seq_len", str(length), "--optimizer", optimizer]
+    config = flags.resolve(shape, "gpu")
+    micro = first_micro_batch(model, config, runtime, rows, free_bytes(runtime.device))
     optimizers = build_optimizers(optimizer, model, 3e-4, 2e-3, 0.1)
     average, scaler = WeightAverage(model, 100), torch.amp.GradScaler("cuda", enabled=runtime.needs_scaler)
-    micro = min(rows, max(1, 2**15 // length))
     forward_backward = ForwardBackward(model, scaler, runtime, 0, rows * length, micro, compiled, print)
     x, y = (part.pin_memory() for part in batch(model.config, rows, "cpu"))
 
@@ -354,7 +360,7 @@ def training(rows: int, length: int, compiled: bool, optimizer: str) -> str:
     speed, peak = rows * length / seconds, peak_flops(torch.device("cuda"))
     share = f"{speed * model.flops_per_token() / peak:.1%}" if peak else "–"
     memory = torch.cuda.max_memory_allocated() / 2**30
-    return f"{seconds * 1e3:.1f} · {speed:,.0f} · {share} · {memory:.1f} GiB"
+    return f"{seconds * 1e3:.1f} · {speed:,.0f} · {share} · {memory:.1f} GiB（微批次 {micro}）"
 
 
 def capped(gigabytes: int) -> str:
