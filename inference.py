@@ -28,7 +28,7 @@ from writing.writer import Song, Writer
 DESCRIPTION = "用训练好的检查点写歌词。不带 --prompt 时进入对话；/help 查看对话里的命令。"
 GRAPHS = {"auto": None, "true": True, "false": False}
 # 给了这些之一而没有开头，就从头写一首，不进入对话
-WRITES_FROM_NOTHING = ("title", "singer", "lines", "acrostic", "structure")
+WRITES_FROM_NOTHING = ("title", "singer", "lines", "acrostic", "structure", "like", "cipai", "keywords")
 FLAGS = [
     Flag("checkpoint", Path(constants.CHECKPOINT_DIR) / BEST, flags.path(), "检查点；架构与分词器都从它读出"),
     Flag("prompt", None, flags.text(), "歌词的开头"),

@@ -1,5 +1,6 @@
 """一首歌的句式：命令行上的写法 → `Form`。"""
 
+import dataclasses
 import difflib
 import itertools
 import math
@@ -164,6 +165,20 @@ def parse_keywords(text: str) -> tuple[str, ...]:
     return tuple(words)
 
 
+def loosened(form: Form) -> Form:
+    """平仄放宽：逗号断开的每一截里，只论第二、四、六字与末字。"""
+    return dataclasses.replace(form, pattern=tuple(_loosened_line(line) for line in form.pattern))
+
+
+def _loosened_line(line: FormLine) -> FormLine:
+    tones, start = "", 0
+    for end in [*(place for place, kind in line.breaks if kind == "，"), len(line.tones)]:
+        piece = line.tones[start:end]
+        tones += "".join(tone if at in (1, 3, 5, len(piece) - 1) else "中" for at, tone in enumerate(piece))
+        start = end
+    return dataclasses.replace(line, tones=tones if tones.strip("中") else "")
+
+
 def parse_shape(text: str) -> FormLine | None:
     """字数与停顿，如 `7`、`5~9`、`2-2-3`、`4，2-3`；写法有误时 None。"""
     if found := re.fullmatch(r"(\d{1,3})[~～](\d{1,3})", text):
@@ -189,14 +204,15 @@ def _made_pattern(lengths: tuple[tuple[int, int], ...], breaks: str | None, tone
     made = []
     for index in range(math.lcm(*(len(cycle) for cycle in (lengths, shapes, patterns) if cycle))):
         counts = [("--line_chars", *lengths[index % len(lengths)])] if lengths else []
-        shape, tone = (cycle[index % len(cycle)] if cycle else None for cycle in (shapes, patterns))
+        shape = shapes[index % len(shapes)] if shapes else None
+        tone = patterns[index % len(patterns)] if patterns else ""
         counts += [("--breaks", shape.least, shape.most)] if shape else []
         counts += [("--tones", len(tone), len(tone))] if tone else []
         least, most = max(count[1] for count in counts), min(count[2] for count in counts)
         if least > most:
             told = "，".join(f"{name} 是 {a} 字" if a == b else f"{name} 是 {a}-{b} 字" for name, a, b in counts)
             raise LyricsError(f"第 {index + 1} 行的字数对不上：{told}")
-        made.append(FormLine(least, most, shape.breaks if shape else (), tone or ""))
+        made.append(FormLine(least, most, shape.breaks if shape else (), tone))
     return tuple(made)
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 
 import generation
-from lyrics.constraint import LONGEST_LINE, LineRule, Vocabulary
+from lyrics.constraint import LineRule
 from lyrics.copies import CopyIndex
-from lyrics.form import Form
+from lyrics.form import LONGEST_LINE, Form
 from lyrics.plan import SongPlan
 from lyrics.sound import lines_of, normalise, place_of, rhyme_class, stanzas_of, sung_count
+from lyrics.vocabulary import Vocabulary
 from model import GPT
 from tokenizer import StreamingDecoder, Tokenizer
 from writing.cuda_graph import RecordedStep, worth_recording

@@ -1,0 +1,55 @@
+"""词与词的界线：一行里的停顿不落在词的中间。"""
+
+import functools
+from collections.abc import Collection
+
+from lyrics.sound import in_word
+
+LONGEST_WORD = 4  # 更长的词不论
+
+# 停顿之后的第一个字：多半附在前一个字上（看着、桌上、三颗、孩子）
+_LEANS_BACK = frozenset(
+    "着了过到得成出进起下里上边底中旁个们的地之者来去完子头儿时处间次种张条根只件本句杯瓶碗口片颗粒岁点分秒座块"
+)
+
+# 停顿之前的最后一个字：多半附在后一个字上（一颗、那张、老周、没到）
+_LEANS_FORWARD = frozenset("一二两三四五六七八九十百千万几半这那哪每第老小阿没不最很更太再又也都还就才只全满各某")
+
+
+@functools.cache
+def phrases() -> frozenset[str]:
+    """pypinyin 注音用的词组里两到四个字的：装了它就有的词表。"""
+    from pypinyin.phrases_dict import phrases_dict
+
+    return frozenset(word for word in phrases_dict if 2 <= len(word) <= LONGEST_WORD)
+
+
+def may_pause(before: str, after: str, words: Collection[str], ended: bool, careful: bool = True) -> bool:
+    """before 与 after 之间能不能停：没有词跨在上面；careful 时还要有一边挨着一个认得的词。
+
+    两边都是认不得的单字时，别人未必也从这里断开，所以不用；after 还不到两个字、后面还有的，先放行。
+
+    Args:
+        before, after: 停顿前后的字（至多各看 `LONGEST_WORD` 个），一字一个字符，外文词换成空格。
+        words: 词表。
+        ended: after 后面没有了。
+    """
+    before, after = before[-LONGEST_WORD:], after[:LONGEST_WORD]
+    if not before or not after or " " in (before[-1], after[0]):
+        return True
+    for left in range(1, len(before) + 1):
+        for right in range(1, min(len(after), LONGEST_WORD - left) + 1):
+            if before[-left:] + after[:right] in words:
+                return False
+    if not careful:
+        return True
+    if after[0] in _LEANS_BACK or before[-1] in _LEANS_FORWARD:
+        return False
+    if any(before[-size:] in words for size in range(2, len(before) + 1)):
+        return True
+    return any(after[:size] in words for size in range(2, len(after) + 1)) or (len(after) < 2 and not ended)
+
+
+def one_each(units: Collection[str]) -> str:
+    """可唱的字连成一串，外文词换成空格：第几个字符就是第几个字。"""
+    return "".join(" " if in_word(unit[0]) else unit for unit in units)
