@@ -157,6 +157,11 @@ class LineConstraint:
         if after_word:  # 接着拼同一个外文词的，从它那个字算起
             fits = np.where(vocabulary.joins, vocabulary.fits(shape, self.count - 1, marked), fits)
         mask |= ~fits
+        if rule.breaks:
+            written = one_each(sung_units(self.text))
+            for place, _ in rule.breaks:
+                if self.count - LONGEST_WORD < place <= self.count and place >= sung_count(self.text[: self._given]):
+                    mask |= ~vocabulary.pauses(written, place, shape.next_break(place), rule.careful)
         if rule.least == rule.most:
             onward = np.array(reachable(vocabulary, rule))
             mask |= ~onward[np.minimum(total, rule.most)]

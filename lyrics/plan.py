@@ -142,7 +142,9 @@ class SongPlan:
     def _keyword_fits(self, word: str, index: int) -> int:
         rule = self.rule(index)
         start = sung_count(self._start) if index == self._given == len(self.lines) else 0
-        settled = rule.rhymes is None or len(rule.rhymes) == 1
+        letter = self._letter(index)
+        opens = all(self._letter(earlier) != letter for earlier in range(len(self.lines), index))
+        settled = rule.rhymes is None or len(rule.rhymes) == 1 or opens  # 押韵的头一行自己定韵
         if positions(word, rule, start, may_end=settled):
             return 1 if self.twins(index) else 2
         return int(bool(positions(word, rule, start)))

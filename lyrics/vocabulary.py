@@ -19,7 +19,7 @@ from lyrics.sound import (
     sung_count,
     sung_units,
 )
-from lyrics.words import LONGEST_WORD, phrases
+from lyrics.words import LEANS_BACK, LEANS_FORWARD, LONGEST_WORD, one_each, phrases
 
 CLOSING = frozenset("，。、；：！？…—,.;:!?")  # 有句式的行末可有一个；句中只许空格。括号、引号多是戏里的科白，不用
 
@@ -107,6 +107,7 @@ class Vocabulary:
                 self.unbreakable[token] = not self.leads[token]
         self.characters = {text: token for token, text in enumerate(self.texts) if text and len(text) == 1}
         self.fits = functools.lru_cache(maxsize=512)(self._fits)
+        self.pauses = functools.lru_cache(maxsize=512)(self._pauses)
         self.reachable = functools.lru_cache(maxsize=128)(self._reachable)
 
     @functools.cached_property
@@ -141,6 +142,62 @@ class Vocabulary:
         joined = ("".join(units) for units in self.units if 2 <= len(units) <= LONGEST_WORD)
         own = (word for word in joined if not any(map(in_word, word)))
         return phrases() | frozenset(own)
+
+    @functools.cached_property
+    def _continuations(self) -> dict[str, list[str]]:
+        """词的开头几个字 → 还差的字。"""
+        found: dict[str, list[str]] = {}
+        for word in self.words:
+            for size in range(1, len(word)):
+                found.setdefault(word[:size], []).append(word[size:])
+        return found
+
+    @functools.cached_property
+    def _starting(self) -> dict[str, list[int]]:
+        """几个字 → 以它们开头的词元。"""
+        found: dict[str, list[int]] = {}
+        for token, units in enumerate(self.units):
+            start = one_each(units[: LONGEST_WORD - 1])
+            for size in range(1, len(start) + 1):
+                found.setdefault(start[:size], []).append(token)
+        return found
+
+    def _completing(self, start: str) -> np.ndarray:
+        """接在 start 之后恰成一个词（后面还可以有别的字）的词元。"""
+        rests = self._continuations.get(start, ())
+        return np.array([token for rest in rests for token in self._starting.get(rest, ())], dtype=np.int64)
+
+    @functools.cached_property
+    def _pausable(self) -> np.ndarray:
+        """(3, V) 开头不是附在前一个字上的；开头是认得的词的；只有一个字的。"""
+        starts = [one_each(units[:LONGEST_WORD]) for units in self.units]
+        begins = [any(start[:size] in self.words for size in range(2, len(start) + 1)) for start in starts]
+        free = [start[:1] not in LEANS_BACK for start in starts]
+        return np.array([free, begins, [len(start) < 2 or " " in start[:1] for start in starts]])
+
+    def _pauses(self, written: str, place: int, until: int, careful: bool) -> np.ndarray:
+        """(V,) 写了 written（一字一个字符）之后，哪些词元不使第 place 个字之后的停顿落在词中间；见 `may_pause`。
+
+        Args:
+            until: 下一处停顿。
+        """
+        before, after = written[:place], written[place:]
+        good = np.ones(len(self.texts), dtype=bool)
+        for start in range(max(0, len(written) - LONGEST_WORD + 1), place):
+            good[self._completing(written[start:])] = False
+        ends = any(before[-size:] in self.words for size in range(2, min(len(before), LONGEST_WORD) + 1))
+        if not careful or len(after) > 1 or " " in (before[-1:], after[:1]):
+            return good
+        free, begins, short = self._pausable
+        if after and not ends:
+            completes = np.zeros_like(good)
+            completes[self._completing(after)] = True
+            return good & (completes | (self.counts == 0))
+        if not after:
+            good &= free & (before[-1:] not in LEANS_FORWARD)
+            if not ends:
+                good &= begins | (short & (until - place > 1))
+        return good
 
     @functools.cached_property
     def tones(self) -> np.ndarray:

@@ -8,12 +8,12 @@ from lyrics.sound import in_word
 LONGEST_WORD = 4  # 更长的词不论
 
 # 停顿之后的第一个字：多半附在前一个字上（看着、桌上、三颗、孩子）
-_LEANS_BACK = frozenset(
+LEANS_BACK = frozenset(
     "着了过到得成出进起下里上边底中旁个们的地之者来去完子头儿时处间次种张条根只件本句杯瓶碗口片颗粒岁点分秒座块"
 )
 
 # 停顿之前的最后一个字：多半附在后一个字上（一颗、那张、老周、没到）
-_LEANS_FORWARD = frozenset("一二两三四五六七八九十百千万几半这那哪每第老小阿没不最很更太再又也都还就才只全满各某")
+LEANS_FORWARD = frozenset("一二两三四五六七八九十百千万几半这那哪每第老小阿没不最很更太再又也都还就才只全满各某")
 
 
 @functools.cache
@@ -43,7 +43,7 @@ def may_pause(before: str, after: str, words: Collection[str], ended: bool, care
                 return False
     if not careful:
         return True
-    if after[0] in _LEANS_BACK or before[-1] in _LEANS_FORWARD:
+    if after[0] in LEANS_BACK or before[-1] in LEANS_FORWARD:
         return False
     if any(before[-size:] in words for size in range(2, len(before) + 1)):
         return True

@@ -77,7 +77,7 @@ SONG_FLAGS = [
         "tones",
         None,
         flags.text(optional=True),
-        "每字的平仄，如 中平中仄仄平平（今音，中是不论）；与 --like、--cipai 同用时是 strict（全守）或 loose（只守二四六与末字）",
+        "每字的平仄（今音）：中平中仄仄平平；与 --like、--cipai 同用时是 strict（全守）、loose（守二四六与末字）",
     ),
     Flag("keywords", None, flags.text(optional=True), "每个词在歌里出现一次：雨,窗台；没有定行数时写八行"),
     Flag("candidates", 1, flags.whole(1, 256), "每行起几稿，取模型最看好而不重复的"),
