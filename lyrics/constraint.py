@@ -30,7 +30,7 @@ class LineRule:
         tones: 每个字一个 平、仄、中；空为不论。
         keyword: （从第几个字起，哪个词）：写在这里。
         avoided: 这一行不许出现的词；`keyword` 自己那一次不算。
-        careful: 停顿的一边要有一个认得的词，见 `may_pause`。
+        careful: 停顿的两边各要有一个认得的词，见 `may_pause`。
     """
 
     least: int = 1
@@ -159,9 +159,10 @@ class LineConstraint:
         mask |= ~fits
         if rule.breaks:
             written = one_each(sung_units(self.text))
+            earliest = max(sung_count(self.text[: self._given]), self.count - LONGEST_WORD + 1)
             for place, _ in rule.breaks:
-                if self.count - LONGEST_WORD < place <= self.count and place >= sung_count(self.text[: self._given]):
-                    mask |= ~vocabulary.pauses(written, place, shape.next_break(place), rule.careful)
+                if earliest <= place <= shape.next_break(self.count):
+                    mask |= ~vocabulary.pauses(written, place, shape.sizes(place), rule.careful)
         if rule.least == rule.most:
             onward = np.array(reachable(vocabulary, rule))
             mask |= ~onward[np.minimum(total, rule.most)]
@@ -225,9 +226,8 @@ class LineConstraint:
         units = one_each(sung_units(line))
         for place, _ in rule.breaks:
             if self.count - LONGEST_WORD < place < len(units) and place >= sung_count(line[: self._given]):
-                until = self._shape.next_break(place)  # type: ignore[union-attr]
-                after, ended = units[place : place + LONGEST_WORD], until - place < 2
-                if not may_pause(units[:place], after, self.vocabulary.words, ended, rule.careful):
+                sizes = self._shape.sizes(place)  # type: ignore[union-attr]
+                if not may_pause(units[:place], units[place:], self.vocabulary.words, sizes, rule.careful):
                     return True
         return False
 

@@ -19,7 +19,7 @@ from lyrics.sound import (
     sung_count,
     sung_units,
 )
-from lyrics.words import LEANS_BACK, LEANS_FORWARD, LONGEST_WORD, one_each, phrases
+from lyrics.words import LEANS_BACK, LEANS_FORWARD, LONGEST_WORD, begins_word, ends_word, one_each, phrases
 
 CLOSING = frozenset("，。、；：！？…—,.;:!?")  # 有句式的行末可有一个；句中只许空格。括号、引号多是戏里的科白，不用
 
@@ -62,13 +62,14 @@ class Shape:
         """写了 count 个字的地方停不停：`-`、`，` 或空。"""
         return dict(self.breaks).get(count, "")
 
+    def sizes(self, place: int) -> tuple[int, int]:
+        """第 place 个字之后的停顿，前后两截各几个字。"""
+        before = max((other for other, _ in self.breaks if other < place), default=0)
+        return place - before, self.next_break(place) - place
+
     def may_space(self, count: int) -> bool:
         """这处停顿可以写成空格：两边都至少两个字。"""
-        ends = [0, *(place for place, _ in self.breaks), self.length]
-        if self.kind(count) != "-":
-            return False
-        here = ends.index(count)
-        return count - ends[here - 1] >= 2 and ends[here + 1] - count >= 2
+        return self.kind(count) == "-" and min(self.sizes(count)) >= 2
 
 
 class Vocabulary:
@@ -171,33 +172,53 @@ class Vocabulary:
     def _pausable(self) -> np.ndarray:
         """(3, V) 开头不是附在前一个字上的；开头是认得的词的；只有一个字的。"""
         starts = [one_each(units[:LONGEST_WORD]) for units in self.units]
-        begins = [any(start[:size] in self.words for size in range(2, len(start) + 1)) for start in starts]
         free = [start[:1] not in LEANS_BACK for start in starts]
-        return np.array([free, begins, [len(start) < 2 or " " in start[:1] for start in starts]])
+        begins = [" " in start[:1] or begins_word(start, self.words) for start in starts]
+        return np.array([free, begins, [len(start) < 2 for start in starts]])
 
-    def _pauses(self, written: str, place: int, until: int, careful: bool) -> np.ndarray:
+    @functools.cached_property
+    def _closers(self) -> np.ndarray:
+        """(3, V) 末尾不是附在后一个字上的；末尾是认得的词的；只有一个字、以它开头的词写得出来的。"""
+        ends = [one_each(units[-LONGEST_WORD:]) for units in self.units]
+        free = [end[-1:] not in LEANS_FORWARD for end in ends]
+        known = [" " in end[-1:] or ends_word(end, self.words) for end in ends]
+        return np.array([free, known, [len(end) == 1 and len(self._completing(end)) > 0 for end in ends]])
+
+    def _pauses(self, written: str, place: int, sizes: tuple[int, int], careful: bool) -> np.ndarray:
         """(V,) 写了 written（一字一个字符）之后，哪些词元不使第 place 个字之后的停顿落在词中间；见 `may_pause`。
 
-        Args:
-            until: 下一处停顿。
+        停顿在前面、当前的位置，看停顿之后写什么；在后面，看写到那里的词元收不收得住，写不到那里的不论。
         """
-        before, after = written[:place], written[place:]
         good = np.ones(len(self.texts), dtype=bool)
+        if place > len(written):
+            return self._closes(written, place, sizes) if careful else good
+        before, after = written[:place], written[place:]
         for start in range(max(0, len(written) - LONGEST_WORD + 1), place):
             good[self._completing(written[start:])] = False
-        ends = any(before[-size:] in self.words for size in range(2, min(len(before), LONGEST_WORD) + 1))
         if not careful or len(after) > 1 or " " in (before[-1:], after[:1]):
             return good
         free, begins, short = self._pausable
-        if after and not ends:
-            completes = np.zeros_like(good)
-            completes[self._completing(after)] = True
-            return good & (completes | (self.counts == 0))
-        if not after:
-            good &= free & (before[-1:] not in LEANS_FORWARD)
-            if not ends:
-                good &= begins | (short & (until - place > 1))
-        return good
+        if after:  # 才一个字：接上的要拼成认得的词
+            if sizes[1] > 1 and not begins_word(after, self.words):
+                completes = self.counts == 0
+                completes[self._completing(after)] = True
+                good &= completes
+            return good
+        if before[-1:] in LEANS_FORWARD or (sizes[0] > 1 and not ends_word(before, self.words)):
+            return np.zeros_like(good) | (self.counts == 0)
+        return good & (free & (begins | short & self._closers[2]) if sizes[1] > 1 else free)
+
+    def _closes(self, written: str, place: int, sizes: tuple[int, int]) -> np.ndarray:
+        """(V,) 写到 place 的词元里，末尾是认得的词、收得住的；写不到的都算。"""
+        free, known, extends = self._closers
+        if sizes[0] == 1:
+            return (self.counts != place - len(written)) | free
+        closes = known.copy()
+        for start in range(max(0, len(written) - LONGEST_WORD + 1), len(written)):
+            for rest in self._continuations.get(written[start:], ()):
+                closes[[token for token in self._starting.get(rest, ()) if len(self.units[token]) == len(rest)]] = True
+        opens = place - len(written) == sizes[0] == 2  # 两个字的一截：头一个字要能起一个词
+        return np.where(self.counts == place - len(written), closes & free, ~(opens & (self.counts == 1)) | extends)
 
     @functools.cached_property
     def tones(self) -> np.ndarray:

@@ -15,6 +15,10 @@ LEANS_BACK = frozenset(
 # 停顿之前的最后一个字：多半附在后一个字上（一颗、那张、老周、没到）
 LEANS_FORWARD = frozenset("一二两三四五六七八九十百千万几半这那哪每第老小阿没不最很更太再又也都还就才只全满各某")
 
+# 自己就能收住一个词、起一个词的字
+ENDS_A_WORD = frozenset("的了着过到吗呢吧啊呀地得里上下中外边我你他她它谁")
+BEGINS_A_WORD = frozenset("我你他她它谁是在和与被把让给向从对为却已将再若都就还也那这")
+
 
 @functools.cache
 def phrases() -> frozenset[str]:
@@ -24,20 +28,31 @@ def phrases() -> frozenset[str]:
     return frozenset(word for word in phrases_dict if 2 <= len(word) <= LONGEST_WORD)
 
 
-def may_pause(before: str, after: str, words: Collection[str], ended: bool, careful: bool = True) -> bool:
-    """before 与 after 之间能不能停：没有词跨在上面；careful 时还要有一边挨着一个认得的词。
+def ends_word(before: str, words: Collection[str]) -> bool:
+    """before 的末尾是一个认得的词。"""
+    sizes = range(2, min(len(before), LONGEST_WORD) + 1)
+    return before[-1:] in ENDS_A_WORD or any(before[-size:] in words for size in sizes)
 
-    两边都是认不得的单字时，别人未必也从这里断开，所以不用；after 还不到两个字、后面还有的，先放行。
+
+def begins_word(after: str, words: Collection[str]) -> bool:
+    """after 的开头是一个认得的词。"""
+    sizes = range(2, min(len(after), LONGEST_WORD) + 1)
+    return after[:1] in BEGINS_A_WORD or any(after[:size] in words for size in sizes)
+
+
+def may_pause(before: str, after: str, words: Collection[str], sizes: tuple[int, int], careful: bool = True) -> bool:
+    """before 与 after 之间能不能停：没有词跨在上面；careful 时两边还都要挨着一个认得的词。
+
+    认不得的单字，别人未必也从这里断开，所以不用；after 还不到两个字、后面还有的，先放行。
 
     Args:
-        before, after: 停顿前后的字（至多各看 `LONGEST_WORD` 个），一字一个字符，外文词换成空格。
+        before, after: 停顿前后的字，一字一个字符，外文词换成空格。
         words: 词表。
-        ended: after 后面没有了。
+        sizes: 停顿前、后的两截各几个字；只有一个字的一截不必是认得的词。
     """
-    before, after = before[-LONGEST_WORD:], after[:LONGEST_WORD]
     if not before or not after or " " in (before[-1], after[0]):
         return True
-    for left in range(1, len(before) + 1):
+    for left in range(1, min(len(before), LONGEST_WORD) + 1):
         for right in range(1, min(len(after), LONGEST_WORD - left) + 1):
             if before[-left:] + after[:right] in words:
                 return False
@@ -45,9 +60,9 @@ def may_pause(before: str, after: str, words: Collection[str], ended: bool, care
         return True
     if after[0] in LEANS_BACK or before[-1] in LEANS_FORWARD:
         return False
-    if any(before[-size:] in words for size in range(2, len(before) + 1)):
-        return True
-    return any(after[:size] in words for size in range(2, len(after) + 1)) or (len(after) < 2 and not ended)
+    if sizes[0] > 1 and not ends_word(before, words):
+        return False
+    return sizes[1] == 1 or len(after) < 2 or begins_word(after, words)
 
 
 def one_each(units: Collection[str]) -> str:
