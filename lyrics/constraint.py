@@ -227,7 +227,8 @@ class LineConstraint:
         for place, _ in rule.breaks:
             if self.count - LONGEST_WORD < place < len(units) and place >= sung_count(line[: self._given]):
                 sizes = self._shape.sizes(place)  # type: ignore[union-attr]
-                if not may_pause(units[:place], units[place:], self.vocabulary.words, sizes, rule.careful):
+                words, sure = self.vocabulary.words, self.vocabulary.sure_words
+                if not may_pause(units[:place], units[place:], words, sure, sizes, rule.careful):
                     return True
         return False
 

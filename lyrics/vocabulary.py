@@ -19,7 +19,16 @@ from lyrics.sound import (
     sung_count,
     sung_units,
 )
-from lyrics.words import LEANS_BACK, LEANS_FORWARD, LONGEST_WORD, begins_word, ends_word, one_each, phrases
+from lyrics.words import (
+    FUNCTION_CHARACTERS,
+    LEANS_BACK,
+    LEANS_FORWARD,
+    LONGEST_WORD,
+    begins_word,
+    ends_word,
+    one_each,
+    phrases,
+)
 
 CLOSING = frozenset("，。、；：！？…—,.;:!?")  # 有句式的行末可有一个；句中只许空格。括号、引号多是戏里的科白，不用
 
@@ -139,18 +148,23 @@ class Vocabulary:
 
     @functools.cached_property
     def words(self) -> frozenset[str]:
-        """认得的词：注音用的词组，和词表里两到四个汉字的词元。"""
+        """不许跨在停顿上的：注音用的词组，和词表里两到四个汉字的词元。"""
         joined = ("".join(units) for units in self.units if 2 <= len(units) <= LONGEST_WORD)
-        own = (word for word in joined if not any(map(in_word, word)))
-        return phrases() | frozenset(own)
+        return phrases() | frozenset(word for word in joined if not any(map(in_word, word)))
 
     @functools.cached_property
-    def _continuations(self) -> dict[str, list[str]]:
-        """词的开头几个字 → 还差的字。"""
-        found: dict[str, list[str]] = {}
-        for word in self.words:
-            for size in range(1, len(word)):
-                found.setdefault(word[:size], []).append(word[size:])
+    def sure_words(self) -> frozenset[str]:
+        """停顿的两边要有的、认得的词：同上，词元里含虚字的不算。"""
+        return frozenset(word for word in self.words - phrases() if not FUNCTION_CHARACTERS & set(word)) | phrases()
+
+    @functools.cached_property
+    def _continuations(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """词的开头几个字 → 还差的字：`words` 的与 `sure_words` 的。"""
+        found: tuple[dict[str, list[str]], dict[str, list[str]]] = {}, {}
+        for words, rests in zip((self.words, self.sure_words), found, strict=True):
+            for word in words:
+                for size in range(1, len(word)):
+                    rests.setdefault(word[:size], []).append(word[size:])
         return found
 
     @functools.cached_property
@@ -163,9 +177,9 @@ class Vocabulary:
                 found.setdefault(start[:size], []).append(token)
         return found
 
-    def _completing(self, start: str) -> np.ndarray:
+    def _completing(self, start: str, sure: bool = False) -> np.ndarray:
         """接在 start 之后恰成一个词（后面还可以有别的字）的词元。"""
-        rests = self._continuations.get(start, ())
+        rests = self._continuations[sure].get(start, ())
         return np.array([token for rest in rests for token in self._starting.get(rest, ())], dtype=np.int64)
 
     @functools.cached_property
@@ -173,7 +187,7 @@ class Vocabulary:
         """(3, V) 开头不是附在前一个字上的；开头是认得的词的；只有一个字的。"""
         starts = [one_each(units[:LONGEST_WORD]) for units in self.units]
         free = [start[:1] not in LEANS_BACK for start in starts]
-        begins = [" " in start[:1] or begins_word(start, self.words) for start in starts]
+        begins = [" " in start[:1] or begins_word(start, self.sure_words) for start in starts]
         return np.array([free, begins, [len(start) < 2 for start in starts]])
 
     @functools.cached_property
@@ -181,8 +195,8 @@ class Vocabulary:
         """(3, V) 末尾不是附在后一个字上的；末尾是认得的词的；只有一个字、以它开头的词写得出来的。"""
         ends = [one_each(units[-LONGEST_WORD:]) for units in self.units]
         free = [end[-1:] not in LEANS_FORWARD for end in ends]
-        known = [" " in end[-1:] or ends_word(end, self.words) for end in ends]
-        return np.array([free, known, [len(end) == 1 and len(self._completing(end)) > 0 for end in ends]])
+        known = [" " in end[-1:] or ends_word(end, self.sure_words) for end in ends]
+        return np.array([free, known, [len(end) == 1 and len(self._completing(end, True)) > 0 for end in ends]])
 
     def _pauses(self, written: str, place: int, sizes: tuple[int, int], careful: bool) -> np.ndarray:
         """(V,) 写了 written（一字一个字符）之后，哪些词元不使第 place 个字之后的停顿落在词中间；见 `may_pause`。
@@ -199,12 +213,12 @@ class Vocabulary:
             return good
         free, begins, short = self._pausable
         if after:  # 才一个字：接上的要拼成认得的词
-            if sizes[1] > 1 and not begins_word(after, self.words):
+            if sizes[1] > 1 and not begins_word(after, self.sure_words):
                 completes = self.counts == 0
-                completes[self._completing(after)] = True
+                completes[self._completing(after, True)] = True
                 good &= completes
             return good
-        if before[-1:] in LEANS_FORWARD or (sizes[0] > 1 and not ends_word(before, self.words)):
+        if before[-1:] in LEANS_FORWARD or (sizes[0] > 1 and not ends_word(before, self.sure_words)):
             return np.zeros_like(good) | (self.counts == 0)
         return good & (free & (begins | short & self._closers[2]) if sizes[1] > 1 else free)
 
@@ -215,7 +229,7 @@ class Vocabulary:
             return (self.counts != place - len(written)) | free
         closes = known.copy()
         for start in range(max(0, len(written) - LONGEST_WORD + 1), len(written)):
-            for rest in self._continuations.get(written[start:], ()):
+            for rest in self._continuations[True].get(written[start:], ()):
                 closes[[token for token in self._starting.get(rest, ()) if len(self.units[token]) == len(rest)]] = True
         opens = place - len(written) == sizes[0] == 2  # 两个字的一截：头一个字要能起一个词
         return np.where(self.counts == place - len(written), closes & free, ~(opens & (self.counts == 1)) | extends)
@@ -301,11 +315,9 @@ class Vocabulary:
         if not shape.breaks:
             return fit
         sung = self.counts > 0
-        fit &= (end <= shape.next_break(count)) & ~inner.astype(bool)
+        fit &= (end <= shape.next_break(count)) & ~inner.astype(bool) & ~self.leads  # 没拼完的字不知道是不是词
         comma, space = shape.kind(count) == "，" and not marked, shape.may_space(count) and not marked
         fit &= (lead == 2) if comma else (lead == 0) | ((lead == 1) & space) | (~sung & (count == shape.length))
-        if comma:
-            fit &= ~self.leads
         for place, kind in shape.breaks:
             here = sung & (end == place)
             ends_with = (trail == 0) | ((trail == 2) if kind == "，" else (trail == 1) & shape.may_space(place))

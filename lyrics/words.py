@@ -15,8 +15,14 @@ LEANS_BACK = frozenset(
 # 停顿之前的最后一个字：多半附在后一个字上（一颗、那张、老周、没到）
 LEANS_FORWARD = frozenset("一二两三四五六七八九十百千万几半这那哪每第老小阿没不最很更太再又也都还就才只全满各某")
 
+# 虚字：含它的词元多半只是常连着写（人未、春又），不算认得的词
+FUNCTION_CHARACTERS = frozenset(
+    "不未又也都还就才已将却若是在有无见来去到得把被与和我你他她它之其而且此为可能应须莫休从自更最何几谁怎那这一二三两个人"
+    "只再没很了的着过地里上下中外边前后时处如似像向对给让叫使但便"
+)
+
 # 自己就能收住一个词、起一个词的字
-ENDS_A_WORD = frozenset("的了着过到吗呢吧啊呀地得里上下中外边我你他她它谁")
+ENDS_A_WORD = frozenset("的了着过吗呢吧啊呀我你他她它谁")
 BEGINS_A_WORD = frozenset("我你他她它谁是在和与被把让给向从对为却已将再若都就还也那这")
 
 
@@ -40,14 +46,15 @@ def begins_word(after: str, words: Collection[str]) -> bool:
     return after[:1] in BEGINS_A_WORD or any(after[:size] in words for size in sizes)
 
 
-def may_pause(before: str, after: str, words: Collection[str], sizes: tuple[int, int], careful: bool = True) -> bool:
-    """before 与 after 之间能不能停：没有词跨在上面；careful 时两边还都要挨着一个认得的词。
+def may_pause(
+    before: str, after: str, words: Collection[str], sure: Collection[str], sizes: tuple[int, int], careful: bool = True
+) -> bool:
+    """before 与 after 之间能不能停：没有 words 里的词跨在上面；careful 时两边还都要挨着一个 sure 里的词。
 
     认不得的单字，别人未必也从这里断开，所以不用；after 还不到两个字、后面还有的，先放行。
 
     Args:
         before, after: 停顿前后的字，一字一个字符，外文词换成空格。
-        words: 词表。
         sizes: 停顿前、后的两截各几个字；只有一个字的一截不必是认得的词。
     """
     if not before or not after or " " in (before[-1], after[0]):
@@ -60,9 +67,9 @@ def may_pause(before: str, after: str, words: Collection[str], sizes: tuple[int,
         return True
     if after[0] in LEANS_BACK or before[-1] in LEANS_FORWARD:
         return False
-    if sizes[0] > 1 and not ends_word(before, words):
+    if sizes[0] > 1 and not ends_word(before, sure):
         return False
-    return sizes[1] == 1 or len(after) < 2 or begins_word(after, words)
+    return sizes[1] == 1 or len(after) < 2 or begins_word(after, sure)
 
 
 def one_each(units: Collection[str]) -> str:
