@@ -24,6 +24,7 @@ from lyrics.words import (
     LEANS_BACK,
     LEANS_FORWARD,
     LONGEST_WORD,
+    STANDS_ALONE,
     begins_word,
     ends_word,
     one_each,
@@ -187,7 +188,7 @@ class Vocabulary:
         """(3, V) 开头不是附在前一个字上的；开头是认得的词的；只有一个字的。"""
         starts = [one_each(units[:LONGEST_WORD]) for units in self.units]
         free = [start[:1] not in LEANS_BACK for start in starts]
-        begins = [" " in start[:1] or begins_word(start, self.sure_words) for start in starts]
+        begins = [begins_word(start, self.sure_words) for start in starts]
         return np.array([free, begins, [len(start) < 2 for start in starts]])
 
     @functools.cached_property
@@ -195,8 +196,13 @@ class Vocabulary:
         """(3, V) 末尾不是附在后一个字上的；末尾是认得的词的；只有一个字、以它开头的词写得出来的。"""
         ends = [one_each(units[-LONGEST_WORD:]) for units in self.units]
         free = [end[-1:] not in LEANS_FORWARD for end in ends]
-        known = [" " in end[-1:] or ends_word(end, self.sure_words) for end in ends]
+        known = [ends_word(end, self.sure_words) for end in ends]
         return np.array([free, known, [len(end) == 1 and len(self._completing(end, True)) > 0 for end in ends]])
+
+    @functools.cached_property
+    def _alone(self) -> np.ndarray:
+        """(V,) 自成一截的一个字。"""
+        return np.array([len(units) == 1 and units[0] in STANDS_ALONE for units in self.units])
 
     def _pauses(self, written: str, place: int, sizes: tuple[int, int], careful: bool) -> np.ndarray:
         """(V,) 写了 written（一字一个字符）之后，哪些词元不使第 place 个字之后的停顿落在词中间；见 `may_pause`。
@@ -205,34 +211,37 @@ class Vocabulary:
         """
         good = np.ones(len(self.texts), dtype=bool)
         if place > len(written):
-            return self._closes(written, place, sizes) if careful else good
+            return self._closes(written, place, sizes[0]) if careful else good
         before, after = written[:place], written[place:]
         for start in range(max(0, len(written) - LONGEST_WORD + 1), place):
             good[self._completing(written[start:])] = False
         if not careful or len(after) > 1 or " " in (before[-1:], after[:1]):
             return good
         free, begins, short = self._pausable
+        marks = self.counts == 0
         if after:  # 才一个字：接上的要拼成认得的词
             if sizes[1] > 1 and not begins_word(after, self.sure_words):
-                completes = self.counts == 0
-                completes[self._completing(after, True)] = True
-                good &= completes
+                marks[self._completing(after, True)] = True
+                good &= marks
             return good
-        if before[-1:] in LEANS_FORWARD or (sizes[0] > 1 and not ends_word(before, self.sure_words)):
-            return np.zeros_like(good) | (self.counts == 0)
-        return good & (free & (begins | short & self._closers[2]) if sizes[1] > 1 else free)
+        if not ends_word(before, self.sure_words, sizes[0]):
+            return marks
+        return good & (marks | free & (begins | short & self._closers[2]) if sizes[1] > 1 else marks | free)
 
-    def _closes(self, written: str, place: int, sizes: tuple[int, int]) -> np.ndarray:
+    def _closes(self, written: str, place: int, size: int) -> np.ndarray:
         """(V,) 写到 place 的词元里，末尾是认得的词、收得住的；写不到的都算。"""
+        reaches = self.counts == place - len(written)
+        if size == 1:
+            return ~reaches | self._alone
         free, known, extends = self._closers
-        if sizes[0] == 1:
-            return (self.counts != place - len(written)) | free
         closes = known.copy()
         for start in range(max(0, len(written) - LONGEST_WORD + 1), len(written)):
             for rest in self._continuations[True].get(written[start:], ()):
                 closes[[token for token in self._starting.get(rest, ()) if len(self.units[token]) == len(rest)]] = True
-        opens = place - len(written) == sizes[0] == 2  # 两个字的一截：头一个字要能起一个词
-        return np.where(self.counts == place - len(written), closes & free, ~(opens & (self.counts == 1)) | extends)
+        if size == 3 and place - len(written) == 1 and written[-2:] in self.sure_words and place > 3:
+            closes |= self.counts == 1
+        opens = place - len(written) == size == 2  # 两个字的一截：头一个字要能起一个词
+        return np.where(reaches, closes & free, ~(opens & (self.counts == 1)) | extends)
 
     @functools.cached_property
     def tones(self) -> np.ndarray:

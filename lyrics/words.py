@@ -25,6 +25,9 @@ FUNCTION_CHARACTERS = frozenset(
 ENDS_A_WORD = frozenset("的了着过吗呢吧啊呀我你他她它谁")
 BEGINS_A_WORD = frozenset("我你他她它谁是在和与被把让给向从对为却已将再若都就还也那这")
 
+# 一个字的一截：领字与代词
+STANDS_ALONE = BEGINS_A_WORD | frozenset("正望看念想记叹恨怕更又便但似渐任料待纵且自使怎试听问应愿愁惊忆总算甚")
+
 
 @functools.cache
 def phrases() -> frozenset[str]:
@@ -34,14 +37,25 @@ def phrases() -> frozenset[str]:
     return frozenset(word for word in phrases_dict if 2 <= len(word) <= LONGEST_WORD)
 
 
-def ends_word(before: str, words: Collection[str]) -> bool:
-    """before 的末尾是一个认得的词。"""
+def ends_word(before: str, words: Collection[str], size: int = 0) -> bool:
+    """before 的末尾是一个认得的词。
+
+    Args:
+        size: 末尾一截几个字：一个字的要是 `STANDS_ALONE` 里的；夹在两处停顿之间的三个字，两个字的词加一个字也行。
+    """
+    if size == 1:
+        return before[-1:] in STANDS_ALONE
+    if before[-1:] in LEANS_FORWARD:
+        return False
     sizes = range(2, min(len(before), LONGEST_WORD) + 1)
-    return before[-1:] in ENDS_A_WORD or any(before[-size:] in words for size in sizes)
+    loose = size == 3 < len(before) and before[-3:-1] in words
+    return loose or before[-1:] in ENDS_A_WORD or any(before[-size:] in words for size in sizes)
 
 
 def begins_word(after: str, words: Collection[str]) -> bool:
     """after 的开头是一个认得的词。"""
+    if after[:1] in LEANS_BACK:
+        return False
     sizes = range(2, min(len(after), LONGEST_WORD) + 1)
     return after[:1] in BEGINS_A_WORD or any(after[:size] in words for size in sizes)
 
@@ -55,7 +69,7 @@ def may_pause(
 
     Args:
         before, after: 停顿前后的字，一字一个字符，外文词换成空格。
-        sizes: 停顿前、后的两截各几个字；只有一个字的一截不必是认得的词。
+        sizes: 停顿前、后的两截各几个字；后面只有一个字的不必是认得的词。
     """
     if not before or not after or " " in (before[-1], after[0]):
         return True
@@ -65,9 +79,7 @@ def may_pause(
                 return False
     if not careful:
         return True
-    if after[0] in LEANS_BACK or before[-1] in LEANS_FORWARD:
-        return False
-    if sizes[0] > 1 and not ends_word(before, sure):
+    if after[0] in LEANS_BACK or not ends_word(before, sure, sizes[0]):
         return False
     return sizes[1] == 1 or len(after) < 2 or begins_word(after, sure)
 
