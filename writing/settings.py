@@ -11,8 +11,9 @@ from flags import Flag
 from lyrics.cipai import find_cipai
 from lyrics.example import read_form
 from lyrics.form import Form, LyricsError, check_rhyme, loosened, make_form, parse_keywords
-from lyrics.notation import is_notation, parse_form
+from lyrics.notation import form_text, is_notation, parse_form
 from lyrics.sound import RHYME_CLASSES
+from writing.kernels import WRITING_DTYPES
 
 DEFAULTS = generation.Sampling()
 RHYMES = "；".join(f"{name} {finals}" for name, finals in RHYME_CLASSES.items())
@@ -84,7 +85,35 @@ SONG_FLAGS = [
     Flag("max_copy", 0, flags.whole(0, 1000), "与语料里任何一首连续相同不超过这么多字；0 为不查"),
 ]
 
+GRAPHS = {"auto": None, "true": True, "false": False}
+
+RUN_FLAGS = [
+    Flag("show_form", False, flags.BOOLEAN, "只打印 --like、--cipai 的句式，改好了可以再给 --like"),
+    Flag("device", "auto", flags.text(), "auto、cpu、cuda、cuda:1、mps"),
+    Flag("dtype", "auto", flags.one_of("auto", *WRITING_DTYPES), "auto 取这台机器上最快的；int8 只用于 CPU"),
+    Flag(
+        "cuda_graph",
+        "auto",
+        flags.one_of(*GRAPHS),
+        "CUDA 上把解码的一步录成图再重放；auto 在写得够长、批次不大时用，守句式时不用",
+    ),
+    Flag("decode", "auto", flags.one_of("auto", "fused", "torch"), "CPU 上写的一步：fused 编译成一次调用，torch 照旧"),
+    Flag("check_copy", False, flags.BOOLEAN, "写完之后，逐行说出与语料最长的相同处和出自哪一首"),
+    Flag("stats", False, flags.BOOLEAN, "每写一次，向标准错误写一行 JSON：词元数、用时、速度、内存"),
+]
+
 STRICTNESS = ("strict", "loose")
+
+
+def shown_form(form: Form) -> str:
+    """给人看、也能给 --like 的句式。
+
+    Raises:
+        LyricsError: 不是从样例或词牌来的。
+    """
+    if not form.patterned:
+        raise LyricsError("--show_form 要与 --like 或 --cipai 同用")
+    return form_text(form)
 
 
 def _read_example(path: Path | None, keep_tones: bool) -> Form:
