@@ -15,10 +15,10 @@ from pathlib import Path
 import flags
 from flags import Flag, constants
 from lyrics.cipai import cipai_list
-from lyrics.form import LyricsError, line_numbers
+from lyrics.form import LyricsError
 from lyrics.notation import form_text
 from lyrics.sound import lines_of, rhyme_class
-from terminal import BROKEN_TEXT, UserError, is_out_of_memory, run_script
+from terminal import BROKEN_TEXT, UserError, is_out_of_memory, line_numbers, run_script
 from training.checkpoint import BEST, CheckpointError
 from training.device import DeviceError, device_name, peak_memory_gb
 from writing.loading import load_writer, open_copies

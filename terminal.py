@@ -176,3 +176,20 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} 小时 {minutes} 分"
     return f"{minutes} 分 {seconds % 60} 秒" if minutes else f"{seconds} 秒"
+
+
+def line_numbers(text: str, count: int) -> set[int]:
+    """`1-4` 或 `1,3` → 行号，从 1 起。
+
+    Raises:
+        UserError: 写法有误，或没有那一行。
+    """
+    numbers: set[int] = set()
+    for part in text.replace("，", ",").split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal():
+            raise UserError(f"行号应是 3、1-4 或 1,3 这样：{text}")
+        if not 1 <= int(first) <= int(last or first) <= count:
+            raise UserError(f"这首有 {count} 行，没有第 {part.strip()} 行")
+        numbers |= set(range(int(first), int(last or first) + 1))
+    return numbers

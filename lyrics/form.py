@@ -248,20 +248,3 @@ def _laid_out(sections: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
         counts[name] = count or counts[name]
         laid_out.append((name, counts[name]))
     return laid_out
-
-
-def line_numbers(text: str, count: int) -> set[int]:
-    """`1-4` 或 `1,3` → 行号，从 1 起。
-
-    Raises:
-        LyricsError: 写法有误，或没有那一行。
-    """
-    numbers: set[int] = set()
-    for part in text.replace("，", ",").split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdecimal() or not (last or first).isdecimal():
-            raise LyricsError(f"行号应是 3、1-4 或 1,3 这样：{text}")
-        if not 1 <= int(first) <= int(last or first) <= count:
-            raise LyricsError(f"这首有 {count} 行，没有第 {part.strip()} 行")
-        numbers |= set(range(int(first), int(last or first) + 1))
-    return numbers
