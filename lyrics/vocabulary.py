@@ -321,6 +321,12 @@ class Vocabulary:
                 fit &= (self.counts <= place - count) | (self.letters[:, place - count] == ord(letter))
                 if place == count:
                     fit &= ~self.leads
+        if shape.letters:  # 词里不写标点与空格
+            places = {place for place, _ in shape.letters}
+            inside = [place for place in places if place - 1 in places]
+            fit &= ~inner.astype(bool) & ~(np.isin(end, inside) & (trail > 0))
+            if count in inside:
+                fit &= lead == 0
         if not shape.breaks:
             return fit
         sung = self.counts > 0
