@@ -19,14 +19,15 @@ from lyrics.words import may_pause, phrases
 from model import GPT, ModelConfig
 from writing.drafts import Composer
 
-PIECES = "我们 月亮 月亮， 走了 慢慢 ，我 今夜 天空 故乡 风里 等你 看着 花开 一生 不再 love ， 。".split()
+PIECES = "我们 月亮 月亮， 走路 慢慢 ，我 今夜 天空 故乡 风里 等你 看见 花开 一生 不再 love ， 。".split()
 LEVELS = {"平": "12", "仄": "345"}
 LIMIT_S = 10.0
 
 
 @pytest.fixture(scope="module")
 def words() -> Vocabulary:
-    return make_vocabulary([*SINGLES, *"空故乡风等开生不再今", *PIECES, " ", " 我"])
+    singles = [character for character in SINGLES if character not in "着得了地"]  # 读法各家不一
+    return make_vocabulary([*singles, *"空故乡风等开生不再今见", *PIECES, " ", " 我"])
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def model(words) -> GPT:
 
 
 def encode(vocabulary: Vocabulary, text: str) -> list[int]:
-    return [vocabulary.texts.index(character) for character in text]
+    return [vocabulary.texts.index(piece) for piece in re.findall("love|.|\n", text)]
 
 
 def write(words: Vocabulary, model: GPT, form: Form, prompt: str = "", seed: int = 0, candidates: int = 1, **options):
