@@ -69,7 +69,7 @@ class KVCache:
     ) -> None:
         self.config = config
         shape = (config.n_layers, 2, batch_size, config.n_heads, capacity, config.head_dim)
-        self._hold(torch.empty(shape, device=device, dtype=dtype))
+        self.hold(torch.empty(shape, device=device, dtype=dtype))
         self.rope = rope_cos_sin(0, capacity, config.head_dim, config.rope_base, device)  # 一首歌只算一次
         self.capacity = capacity
         self.length = 0  # 已有的词元数
@@ -99,7 +99,7 @@ class KVCache:
 
     def keep_rows(self, rows: Tensor) -> None:
         """只留下批次中的这些行，写完的歌就此离开。"""
-        self._hold(self.entries[:, :, rows])
+        self.hold(self.entries[:, :, rows])
 
     def copy(self, rows: int, capacity: int) -> "KVCache":
         """只有一行的缓存复制成 rows 行；capacity 不少于 length。"""
@@ -108,8 +108,9 @@ class KVCache:
         made.length = self.length
         return made
 
-    def _hold(self, entries: Tensor) -> None:
-        self.entries = entries  # (L, 2, B, H, capacity, D)
+    def hold(self, entries: Tensor) -> None:
+        """键值放在这里：(L, 2, B, H, 不少于 capacity, D)。"""
+        self.entries = entries
         self.layers = [layer.unbind() for layer in entries]
 
 

@@ -95,7 +95,7 @@ RUN_FLAGS = [
         "cuda_graph",
         "auto",
         flags.one_of(*GRAPHS),
-        "CUDA 上把解码的一步录成图再重放；auto 在写得够长、批次不大时用，守句式时不用",
+        "CUDA 上把解码的一步录成图再重放；auto 在写得够长、批次不大时用",
     ),
     Flag("decode", "auto", flags.one_of("auto", "fused", "torch"), "CPU 上写的一步：fused 编译成一次调用，torch 照旧"),
     Flag("check_copy", False, flags.BOOLEAN, "写完之后，逐行说出与语料最长的相同处和出自哪一首"),

@@ -17,7 +17,7 @@ from lyrics.vocabulary import Vocabulary
 from lyrics.words import one_each
 from model import GPT
 from tokenizer import StreamingDecoder, Tokenizer
-from writing.cuda_graph import RecordedStep, worth_recording
+from writing.cuda_graph import GraphPool, RecordedDraw, RecordedStep, worth_recording
 from writing.decode import Decoder, fused_steps
 from writing.drafts import Composer, Draft
 from writing.settings import Settings
@@ -95,7 +95,8 @@ class Writer:
             refused_ids=tokenizer.control_characters,
             unpunished_ids=[tokenizer.newline_id],
             candidates=settings.candidates,
-            make_step=self._make_step(0, 1),
+            make_step=self._make_step_by_line(settings.budget),
+            draw=self._draw(),
         )
 
     def plan(self, form: Form, settings: Settings, prompt: str = "", fixed: dict[int, str] | None = None) -> SongPlan:
@@ -260,6 +261,23 @@ class Writer:
         graph = worth_recording(self.device, self.cuda_graph, tokens, songs)
         return RecordedStep if graph else generation.TorchStep
 
+    def _make_step_by_line(self, tokens: int) -> generation.MakeStep:
+        if self.decoder is None and worth_recording(self.device, self.cuda_graph, tokens, 1):
+            return self._graphs
+        return self._make_step(0, 1)
+
+    @functools.cached_property
+    def _graphs(self) -> GraphPool:
+        return GraphPool()
+
+    def _draw(self) -> generation.Draw:
+        graph = self.device.type == "cuda" and self.cuda_graph is not False
+        return self._recorded_draw if graph else generation.draw
+
+    @functools.cached_property
+    def _recorded_draw(self) -> RecordedDraw:
+        return RecordedDraw()
+
     def _continue(self, songs: list[Song], settings: Settings, seed: int, show: Show) -> None:
         before = [len(song.tokens) for song in songs]
         for step in generation.generate(
@@ -272,6 +290,7 @@ class Writer:
             unpunished_ids=[self.tokenizer.newline_id],
             num_samples=len(songs),
             make_step=self._make_step(settings.budget, len(songs)),
+            draw=self._draw(),
         ):
             self.count(len(step))
             for row, token in step:
