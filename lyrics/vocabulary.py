@@ -25,7 +25,6 @@ from lyrics.words import (
     LEANS_FORWARD,
     LONGEST_WORD,
     STANDS_ALONE,
-    begins_word,
     ends_word,
     one_each,
     phrases,
@@ -184,12 +183,9 @@ class Vocabulary:
         return np.array([token for rest in rests for token in self._starting.get(rest, ())], dtype=np.int64)
 
     @functools.cached_property
-    def _pausable(self) -> np.ndarray:
-        """(3, V) 开头不是附在前一个字上的；开头是认得的词的；只有一个字的。"""
-        starts = [one_each(units[:LONGEST_WORD]) for units in self.units]
-        free = [start[:1] not in LEANS_BACK for start in starts]
-        begins = [begins_word(start, self.sure_words) for start in starts]
-        return np.array([free, begins, [len(start) < 2 for start in starts]])
+    def _leans_back(self) -> np.ndarray:
+        """(V,) 开头是附在前一个字上的。"""
+        return np.array([one_each(units[:1]) in LEANS_BACK for units in self.units])
 
     @functools.cached_property
     def _closers(self) -> np.ndarray:
@@ -204,29 +200,22 @@ class Vocabulary:
         """(V,) 自成一截的一个字。"""
         return np.array([len(units) == 1 and units[0] in STANDS_ALONE for units in self.units])
 
-    def _pauses(self, written: str, place: int, sizes: tuple[int, int], careful: bool) -> np.ndarray:
+    def _pauses(self, written: str, place: int, size: int, careful: bool) -> np.ndarray:
         """(V,) 写了 written（一字一个字符）之后，哪些词元不使第 place 个字之后的停顿落在词中间；见 `may_pause`。
 
         停顿在前面、当前的位置，看停顿之后写什么；在后面，看写到那里的词元收不收得住，写不到那里的不论。
         """
         good = np.ones(len(self.texts), dtype=bool)
         if place > len(written):
-            return self._closes(written, place, sizes[0]) if careful else good
+            return self._closes(written, place, size) if careful else good
         before, after = written[:place], written[place:]
         for start in range(max(0, len(written) - LONGEST_WORD + 1), place):
             good[self._completing(written[start:])] = False
-        if not careful or len(after) > 1 or " " in (before[-1:], after[:1]):
+        if not careful or after or before[-1:] == " ":
             return good
-        free, begins, short = self._pausable
-        marks = self.counts == 0
-        if after:  # 才一个字：接上的要拼成认得的词
-            if sizes[1] > 1 and not begins_word(after, self.sure_words):
-                marks[self._completing(after, True)] = True
-                good &= marks
-            return good
-        if not ends_word(before, self.sure_words, sizes[0]):
-            return marks
-        return good & (marks | free & (begins | short & self._closers[2]) if sizes[1] > 1 else marks | free)
+        if not ends_word(before, self.sure_words, size):
+            return self.counts == 0
+        return good & ~self._leans_back
 
     def _closes(self, written: str, place: int, size: int) -> np.ndarray:
         """(V,) 写到 place 的词元里，末尾是认得的词、收得住的；写不到的都算。"""
