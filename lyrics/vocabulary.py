@@ -227,8 +227,6 @@ class Vocabulary:
         for start in range(max(0, len(written) - LONGEST_WORD + 1), len(written)):
             for rest in self._continuations[True].get(written[start:], ()):
                 closes[[token for token in self._starting.get(rest, ()) if len(self.units[token]) == len(rest)]] = True
-        if size == 3 and place - len(written) == 1 and written[-2:] in self.sure_words and place > 3:
-            closes |= self.counts == 1
         opens = place - len(written) == size == 2  # 两个字的一截：头一个字要能起一个词
         return np.where(reaches, closes & free, ~(opens & (self.counts == 1)) | extends)
 

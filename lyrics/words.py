@@ -42,15 +42,14 @@ def ends_word(before: str, words: Collection[str], size: int = 0) -> bool:
     """before 的末尾是一个认得的词。
 
     Args:
-        size: 末尾一截几个字：一个字的要是 `STANDS_ALONE` 里的；夹在两处停顿之间的三个字，两个字的词加一个字也行。
+        size: 末尾一截几个字；只有一个字的，是 `STANDS_ALONE` 里的才行。
     """
     if size == 1:
         return before[-1:] in STANDS_ALONE
     if before[-1:] in LEANS_FORWARD:
         return False
     sizes = range(2, min(len(before), LONGEST_WORD) + 1)
-    loose = size == 3 < len(before) and before[-3:-1] in words
-    return loose or before[-1:] in ENDS_A_WORD or any(before[-size:] in words for size in sizes)
+    return before[-1:] in ENDS_A_WORD or any(before[-size:] in words for size in sizes)
 
 
 def may_pause(
