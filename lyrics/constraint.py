@@ -227,8 +227,7 @@ class LineConstraint:
         for place, _ in rule.breaks:
             if self.count - LONGEST_WORD < place < len(units) and place >= sung_count(line[: self._given]):
                 size = self._shape.sizes(place)[0]  # type: ignore[union-attr]
-                words, sure = self.vocabulary.words, self.vocabulary.sure_words
-                if not may_pause(units[:place], units[place:], words, sure, size, rule.careful):
+                if not may_pause(units[:place], units[place:], self.vocabulary.words, size, rule.careful):
                     return True
         return False
 

@@ -20,7 +20,6 @@ from lyrics.sound import (
     sung_units,
 )
 from lyrics.words import (
-    FUNCTION_CHARACTERS,
     LEANS_BACK,
     LEANS_FORWARD,
     LONGEST_WORD,
@@ -153,15 +152,10 @@ class Vocabulary:
         return phrases() | frozenset(word for word in joined if not any(map(in_word, word)))
 
     @functools.cached_property
-    def sure_words(self) -> frozenset[str]:
-        """停顿的两边要有的、认得的词：同上，词元里含虚字的不算。"""
-        return frozenset(word for word in self.words - phrases() if not FUNCTION_CHARACTERS & set(word)) | phrases()
-
-    @functools.cached_property
     def _continuations(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-        """词的开头几个字 → 还差的字：`words` 的与 `sure_words` 的。"""
+        """词的开头几个字 → 还差的字：`words` 的与 `phrases` 的。"""
         found: tuple[dict[str, list[str]], dict[str, list[str]]] = {}, {}
-        for words, rests in zip((self.words, self.sure_words), found, strict=True):
+        for words, rests in zip((self.words, phrases()), found, strict=True):
             for word in words:
                 for size in range(1, len(word)):
                     rests.setdefault(word[:size], []).append(word[size:])
@@ -177,9 +171,9 @@ class Vocabulary:
                 found.setdefault(start[:size], []).append(token)
         return found
 
-    def _completing(self, start: str, sure: bool = False) -> np.ndarray:
+    def _completing(self, start: str, phrases_only: bool = False) -> np.ndarray:
         """接在 start 之后恰成一个词（后面还可以有别的字）的词元。"""
-        rests = self._continuations[sure].get(start, ())
+        rests = self._continuations[phrases_only].get(start, ())
         return np.array([token for rest in rests for token in self._starting.get(rest, ())], dtype=np.int64)
 
     @functools.cached_property
@@ -192,7 +186,7 @@ class Vocabulary:
         """(3, V) 末尾不是附在后一个字上的；末尾是认得的词的；只有一个字、以它开头的词写得出来的。"""
         ends = [one_each(units[-LONGEST_WORD:]) for units in self.units]
         free = [end[-1:] not in LEANS_FORWARD for end in ends]
-        known = [ends_word(end, self.sure_words) for end in ends]
+        known = [ends_word(end) for end in ends]
         return np.array([free, known, [len(end) == 1 and len(self._completing(end, True)) > 0 for end in ends]])
 
     @functools.cached_property
@@ -213,7 +207,7 @@ class Vocabulary:
             good[self._completing(written[start:])] = False
         if not careful or after or before[-1:] == " ":
             return good
-        if not ends_word(before, self.sure_words, size):
+        if not ends_word(before, size):
             return self.counts == 0
         return good & ~self._leans_back
 

@@ -241,4 +241,4 @@ def test_where_a_line_may_pause(before, after, size, expected):
     """没有词跨在上面，前一截收在一个认得的词上。"""
     words = phrases() | {"月亮"}
     before = one_each(syllables(before))
-    assert may_pause(before, after, words, words, size) == expected
+    assert may_pause(before, after, words, size) == expected
