@@ -54,6 +54,7 @@ class Flag(NamedTuple):
     default: Any
     rule: Rule
     help: str
+    group: str = "参数"  # --help 里在哪一组
 
 
 def whole(minimum: int, maximum: int | None = None, optional: bool = False) -> Rule:
@@ -215,12 +216,12 @@ def parse_flags(flags: Sequence[Flag], argv: Sequence[str], program: str, descri
         add_help=False,
         allow_abbrev=False,
     )
-    group = parser.add_argument_group("参数")
-    group.add_argument("-h", "--help", action="store_true", help="显示本说明")
+    groups = {name: parser.add_argument_group(name) for name in dict.fromkeys(flag.group for flag in flags)}
+    next(iter(groups.values())).add_argument("-h", "--help", action="store_true", help="显示本说明")
     missing = object()
     for flag in flags:
         default = "" if flag.default is None else f"（默认 {_spelled(flag.default)}）"
-        group.add_argument(
+        groups[flag.group].add_argument(
             f"--{flag.name}",
             nargs="?",
             const="true" if flag.default is False else missing,  # 单写 --stats 就是 --stats true

@@ -22,20 +22,22 @@ from terminal import BROKEN_TEXT, UserError, is_out_of_memory, line_numbers, run
 from training.checkpoint import BEST, CheckpointError
 from training.device import DeviceError, device_name, peak_memory_gb
 from writing.loading import load_writer, open_copies
-from writing.settings import GRAPHS, RUN_FLAGS, SONG_FLAGS, Settings, shown_form
+from writing.settings import GRAPHS, RUN_FLAGS, SONG_FLAGS, Settings, grouped, shown_form
 from writing.stats import Stats
 from writing.writer import Song, Writer
 
 DESCRIPTION = "用训练好的检查点写歌词。不带 --prompt 时进入对话；/help 查看对话里的命令。"
 # 给了这些之一而没有开头，就从头写一首，不进入对话
 WRITES_FROM_NOTHING = ("title", "singer", "lines", "acrostic", "structure", "like", "cipai", "keywords")
-FLAGS = [
-    Flag("checkpoint", Path(constants.CHECKPOINT_DIR) / BEST, flags.path(), "检查点；架构与分词器都从它读出"),
-    Flag("prompt", None, flags.text(), "歌词的开头"),
-    *SONG_FLAGS,
-    *RUN_FLAGS,
-    Flag("copy_index", Path(constants.CACHE_DIR) / "copies", flags.path(), "语料的索引；要用而没有就建"),
-]
+FLAGS = grouped(
+    [
+        Flag("checkpoint", Path(constants.CHECKPOINT_DIR) / BEST, flags.path(), "检查点；架构与分词器都从它读出"),
+        Flag("prompt", None, flags.text(), "歌词的开头"),
+        *SONG_FLAGS,
+        *RUN_FLAGS,
+        Flag("copy_index", Path(constants.CACHE_DIR) / "copies", flags.path(), "语料的索引；要用而没有就建"),
+    ]
+)
 
 
 def main(argv: Sequence[str]) -> int:

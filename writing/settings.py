@@ -138,6 +138,20 @@ def _parsed(path: Path, changed: int, keep_tones: bool) -> Form:
     return parse_form(text) if is_notation(text) else read_form(text, keep_tones)
 
 
+_GROUPS = {
+    "写什么": "prompt title singer keywords like keep_tones cipai show_form lines max_tokens min_tokens num_samples",
+    "句式": "line_chars breaks tones rhyme rhyme_scheme acrostic structure",
+    "抽样": "temperature top_p top_k repetition_penalty seed candidates max_copy check_copy copy_index",
+}
+
+
+def grouped(every: list[Flag]) -> list[Flag]:
+    """--help 里分的组；没有列的归「运行」。次序照组。"""
+    group_of = {name: group for group, names in _GROUPS.items() for name in names.split()}
+    put = [flag._replace(group=group_of.get(flag.name, "运行")) for flag in every]
+    return sorted(put, key=lambda flag: [*_GROUPS, "运行"].index(flag.group))
+
+
 @dataclass
 class Settings:
     """写一首歌的设置；名称与命令行参数相同。"""
