@@ -18,9 +18,10 @@ from lyrics.cipai import cipai_list
 from lyrics.form import LyricsError
 from lyrics.notation import form_text
 from lyrics.sound import lines_of, rhyme_class
-from terminal import BROKEN_TEXT, UserError, is_out_of_memory, line_numbers, run_script
+from terminal import BROKEN_TEXT, Display, UserError, is_out_of_memory, line_numbers, run_script
 from training.checkpoint import BEST, CheckpointError
 from training.device import DeviceError, device_name, peak_memory_gb
+from writing.copying import index_of_checkpoint
 from writing.loading import load_writer, open_copies
 from writing.settings import GRAPHS, RUN_FLAGS, SONG_FLAGS, Settings, grouped, shown_form
 from writing.stats import Stats
@@ -56,7 +57,13 @@ def main(argv: Sequence[str]) -> int:
     _tell(about)
     stats = Stats(dtype, time.perf_counter() - began) if options["stats"] else None
     required = bool(settings.max_copy or options["check_copy"])
-    writer.copies = open_copies(places["copy_index"], writer.tokenizer, required)
+    writer.copies = open_copies(places["copy_index"], writer.tokenizer, False)
+    display = Display(sys.stderr)
+    writer.find_copies = lambda: index_of_checkpoint(
+        places["checkpoint"], writer.tokenizer, places["copy_index"], display.line, display.progress
+    )
+    if required:
+        writer.copies = writer.copies or writer.find_copies()
     writer.cuda_graph = GRAPHS[options["cuda_graph"]]
     if writer.cuda_graph and device.type != "cuda":
         raise DeviceError(f"--cuda_graph true 只用于 CUDA，这里是 {device_name(device)}")
@@ -327,7 +334,7 @@ class Conversation:
         changed = dataclasses.replace(self.settings, **found)
         changed.form()
         if changed.max_copy and self.writer.copies is None:
-            raise UserError("没有这个模型的语料索引；请先运行 python evaluate.py --only index")
+            self.writer.copies = self.writer.find_copies()
         return changed
 
     def save(self, argument: str) -> None:

@@ -10,7 +10,7 @@ import torch
 import generation
 from lyrics.constraint import LineRule
 from lyrics.copies import CopyIndex
-from lyrics.form import EXAMPLE_SPAN, LONGEST_LINE, Form
+from lyrics.form import EXAMPLE_SPAN, LONGEST_LINE, Form, LyricsError
 from lyrics.plan import SongPlan
 from lyrics.sound import lines_of, normalise, place_of, rhyme_class, stanzas_of, sung_count, sung_units
 from lyrics.vocabulary import Vocabulary
@@ -33,6 +33,10 @@ Show = Callable[[str], None]  # 收新写出的文字
 
 def _unheard(text: str) -> None:
     """几首一起写时，写到一半的不给人看。"""
+
+
+def _no_index() -> CopyIndex:
+    raise LyricsError("没有这个模型的语料索引；请先运行 python evaluate.py --only index")
 
 
 @dataclass
@@ -60,6 +64,7 @@ class Writer:
     ) -> None:
         self.model, self.tokenizer, self.copies = model, tokenizer, copies
         self.decoder = decoder  # 编译好的一步；没有就走 torch 的
+        self.find_copies: Callable[[], CopyIndex] = _no_index  # 要查照抄而没有索引时，建一个
         self.cuda_graph: bool | None = None  # None：自定
         self.count: Callable[[int], None] = lambda tokens: None  # 每写出几个词元就调用一次
         self.songs: list[Song] = []  # 最近写的；中途停下时是已写的部分
