@@ -57,8 +57,8 @@ def index_of_checkpoint(path: Path, tokenizer: Tokenizer, folder: Path, say: Say
             lyrics_dir,
             cache_dir,
             flags.REPOSITORY / f"{constants.BPE_MODEL_PREFIX}.model",  # 给了分词器，就不会动它
-            int(stored["bpe_vocab_size"]),
-            float(stored["val_fraction"]),
+            int(stored.get("bpe_vocab_size", constants.BPE_VOCAB_SIZE)),
+            float(stored.get("val_fraction", constants.VAL_FRACTION)),
             tokenizer=tokenizer,
             say=say,
             progress=progress,
