@@ -234,7 +234,7 @@ class Conversation:
         if not argument:
             _tell(cipai_list() if name == "cipai" else "请写明文件，例如 /like 一首歌.txt")
             return
-        self.settings = self._changed({"like": "none", "cipai": "none", name: argument})
+        self.settings = self._changed({"like": "none", "cipai": "none", "keep_tones": "false", name: argument})
         form = self.settings.form()
         if form.patterned:
             _tell(f"{form_text(form)}输入开头，或 /again 从头写")
