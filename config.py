@@ -7,7 +7,7 @@
 from typing import Any
 
 # ---- 预设 ----
-PRESET = "auto"  # auto：有加速卡用 gpu，没有用 cpu；gpu：下面的常量；cpu：笔记本几分钟训完样例的小模型
+PRESET = "auto"  # auto：有 CUDA 显卡用 gpu，苹果芯片用 mac，都没有用 cpu；gpu 是下面的常量，别的见末尾的 PRESETS
 
 # ---- 数据与分词 ----
 LYRICS_DIR = "ChineseLyrics"  # 歌词文件夹（*.json、*.csv、*.txt、*.lrc 等，见 ChineseLyrics/README.md）
@@ -24,6 +24,7 @@ N_HEADS = 12  # 注意力头数
 N_EMBED = 768  # 隐藏维度
 MAX_SEQ_LEN = 1024  # 上下文长度（词元）
 DROPOUT = 0.1  # 训练时的丢弃率
+SEPARATE_SONGS = False  # 一个窗口里的几首歌互相看不见：学得更好，但用不了 Flash Attention
 
 # ---- 训练 ----
 TRAIN_ITERS = 2000  # 优化步数
@@ -62,12 +63,28 @@ SWANLAB_PROJECT = "chinese-lyrics"  # SwanLab 项目名
 
 PRESETS: dict[str, dict[str, Any]] = {
     "gpu": {},
+    "mac": {
+        "N_LAYERS": 6,
+        "N_HEADS": 6,
+        "N_EMBED": 384,
+        "MAX_SEQ_LEN": 512,
+        "SEPARATE_SONGS": True,
+        "TRAIN_ITERS": 1000,
+        "BATCH_SIZE": 16,
+        "LEARNING_RATE": 6e-3,
+        "MIN_LR": 6e-4,
+        "WARMUP_ITERS": 100,
+        "EVAL_INTERVAL": 100,
+        "SAVE_INTERVAL": 100,
+        "USE_COMPILE": False,
+    },
     "cpu": {
         "N_LAYERS": 4,
         "N_HEADS": 4,
         "N_EMBED": 256,
         "MAX_SEQ_LEN": 256,
         "DROPOUT": 0.0,
+        "SEPARATE_SONGS": True,
         "TRAIN_ITERS": 200,
         "BATCH_SIZE": 8,
         "LEARNING_RATE": 1.2e-2,  # 词嵌入要学得快（docs/recipe.md）；OPTIMIZER 换成 adamw 时改回 3e-3

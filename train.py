@@ -28,7 +28,7 @@ from training import checkpoint, processes, report, resume
 from training.budget import fitted
 from training.checkpoint import METRICS, CheckpointError
 from training.data import look_at_corpus, prepare_corpus
-from training.device import DeviceError, Runtime, has_accelerator, peak_flops, peak_memory_gb, setup
+from training.device import DeviceError, Runtime, best_preset, peak_flops, peak_memory_gb, setup
 from training.distillation import Distillation, load_teachers
 from training.fallbacks import Abandoned, ForwardBackward
 from training.memory import first_micro_batch, free_bytes, step_bytes
@@ -44,7 +44,7 @@ DESCRIPTION = "训练中文歌词模型。常量与说明都在 config.py；这�
 
 def main(argv: Sequence[str]) -> int:
     """返回退出码：0 完成；1 另一个进程出错；128+n 被信号 n 停下，已保存。"""
-    config = flags.resolve(argv, has_accelerator(), "train.py", DESCRIPTION)
+    config = flags.resolve(argv, best_preset(), "train.py", DESCRIPTION)
     if config.inspect is not None:
         return look_at_corpus(config, config.inspect)
     group = Processes()
@@ -126,6 +126,7 @@ class Trainer:
         self.model = resume.build_model(config, self.tokenizer.vocab_size, previous, initial, display).to(
             environment.device
         )
+        self.model.song_start = self.tokenizer.bos_id if config.separate_songs else None
         self.processes.broadcast_tensors(parameter.data for parameter in self.model.parameters())
         self.optimizers = build_optimizers(
             config.optimizer, self.model, config.learning_rate, config.muon_learning_rate, config.weight_decay
@@ -168,12 +169,11 @@ class Trainer:
 
     def _micro_batch_size(self) -> int:
         config, processes = self.config, self.processes
-        rows = -(-config.batch_size // processes.count)
+        rows, free = -(-config.batch_size // processes.count), free_bytes(self.environment.device)
         if config.micro_batch_size is not None:
             return min(config.micro_batch_size, rows)
-        free = free_bytes(self.environment.device)
-        size = first_micro_batch(self.model, config, self.environment, rows, free)
-        size = -processes.all_reduce_max(-size)  # 各进程相同：取最小的
+        least = first_micro_batch(self.model, config, self.environment, rows, free)
+        size = -processes.all_reduce_max(-least)  # 各进程相同
         if free is not None:
             needed = step_bytes(self.model, config, size, self.environment.amp_dtype is not None)
             report.announce_memory(size, rows, needed, free, self.display)

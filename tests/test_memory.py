@@ -49,7 +49,7 @@ def test_estimate_is_what_autograd_keeps(layers, width, rows, recomputing):
 
 @pytest.fixture(scope="module")
 def default():
-    config = flags.resolve([], True, "train.py", "")
+    config = flags.resolve([], "gpu", "train.py", "")
     c = config
     with torch.device("meta"):
         model = GPT(ModelConfig(c.bpe_vocab_size, c.max_seq_len, c.n_layers, c.n_heads, c.n_embed, c.dropout))

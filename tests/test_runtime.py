@@ -12,7 +12,7 @@ import torch
 import terminal
 from terminal import Display, duration
 from training import processes
-from training.device import DeviceError, Runtime, _peak_of, has_accelerator, pick_device, seed_step
+from training.device import DeviceError, Runtime, _peak_of, best_preset, pick_device, seed_step
 from training.processes import CommunicationError, PeerError, Processes, StopSignals, _expecting_peers
 
 NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -28,13 +28,14 @@ def test_auto_takes_the_best_there_is(monkeypatch):
     """auto：有 CUDA 用 CUDA，否则 mps，否则 CPU。"""
     without_accelerator(monkeypatch)
     assert pick_device("auto") == torch.device("cpu")
-    assert not has_accelerator()
+    assert best_preset() == "cpu"
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert pick_device("auto").type == "mps"
-    assert has_accelerator()
+    assert best_preset() == "mac"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert pick_device("auto").type == "cuda"
+    assert best_preset() == "gpu"
     assert pick_device("cuda:1") == torch.device("cuda", 1)
     with pytest.raises(DeviceError, match=r"cuda:2.*2 块"):
         pick_device("cuda:2")

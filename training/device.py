@@ -95,8 +95,11 @@ class Runtime:
         return f"{device_name(self.device)}{many} · {precision} · torch {torch.__version__}"
 
 
-def has_accelerator() -> bool:
-    return torch.cuda.is_available() or torch.backends.mps.is_available()
+def best_preset() -> str:
+    """这台机器宜用的预设（config.py 的 PRESETS）。"""
+    if torch.cuda.is_available():
+        return "gpu"
+    return "mac" if torch.backends.mps.is_available() else "cpu"
 
 
 def pick_device(name: str) -> torch.device:
