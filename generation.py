@@ -204,6 +204,11 @@ class Context:
         whole = self.tokens.size(1)
         return self._refill(whole if whole <= self.limit else max(1, self.limit // 2))
 
+    def rewind(self) -> None:
+        """退回一个词元：之后接的是它前面那一个。"""
+        self.tokens = self.tokens[:, :-1]
+        self.cache.length -= 1
+
     def branch(self, rows: int, budget: int) -> "Context":
         """同样的前文复制成几行，各自往下写；自己不变。"""
         copy = object.__new__(Context)

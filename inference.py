@@ -14,50 +14,41 @@ from pathlib import Path
 
 import flags
 from flags import Flag, constants
+from lyrics.cipai import cipai_list
 from lyrics.form import LyricsError
+from lyrics.notation import form_text
 from lyrics.sound import lines_of, rhyme_class
-from terminal import BROKEN_TEXT, UserError, is_out_of_memory, run_script
+from terminal import BROKEN_TEXT, Display, UserError, is_out_of_memory, line_numbers, run_script
 from training.checkpoint import BEST, CheckpointError
 from training.device import DeviceError, device_name, peak_memory_gb
-from writing.kernels import WRITING_DTYPES
+from writing.copying import index_of_checkpoint
 from writing.loading import load_writer, open_copies
-from writing.settings import SONG_FLAGS, Settings
+from writing.settings import GRAPHS, RUN_FLAGS, SONG_FLAGS, Settings, grouped, shown_form
 from writing.stats import Stats
 from writing.writer import Song, Writer
 
 DESCRIPTION = "用训练好的检查点写歌词。不带 --prompt 时进入对话；/help 查看对话里的命令。"
-GRAPHS = {"auto": None, "true": True, "false": False}
 # 给了这些之一而没有开头，就从头写一首，不进入对话
-WRITES_FROM_NOTHING = ("title", "singer", "lines", "acrostic", "structure")
-FLAGS = [
-    Flag("checkpoint", Path(constants.CHECKPOINT_DIR) / BEST, flags.path(), "检查点；架构与分词器都从它读出"),
-    Flag("prompt", None, flags.text(), "歌词的开头"),
-    *SONG_FLAGS,
-    Flag("device", "auto", flags.text(), "auto、cpu、cuda、cuda:1、mps"),
-    Flag("dtype", "auto", flags.one_of("auto", *WRITING_DTYPES), "auto 取这台机器上最快的；int8 只用于 CPU"),
-    Flag(
-        "cuda_graph",
-        "auto",
-        flags.one_of(*GRAPHS),
-        "CUDA 上把解码的一步录成图再重放；auto 在写得够长、批次不大时用",
-    ),
-    Flag("decode", "auto", flags.one_of("auto", "fused", "torch"), "CPU 上写的一步：fused 编译成一次调用，torch 照旧"),
-    Flag("check_copy", False, flags.BOOLEAN, "写完之后，逐行说出与语料最长的相同处和出自哪一首"),
-    Flag(
-        "copy_index",
-        Path(constants.CACHE_DIR) / "copies",
-        flags.path(),
-        "语料的索引；python evaluate.py --only index 建立",
-    ),
-    Flag("stats", False, flags.BOOLEAN, "每写一次，向标准错误写一行 JSON：词元数、用时、速度、内存"),
-]
+WRITES_FROM_NOTHING = ("title", "singer", "lines", "acrostic", "structure", "like", "cipai", "keywords")
+FLAGS = grouped(
+    [
+        Flag("checkpoint", Path(constants.CHECKPOINT_DIR) / BEST, flags.path(), "检查点；架构与分词器都从它读出"),
+        Flag("prompt", None, flags.text(), "歌词的开头"),
+        *SONG_FLAGS,
+        *RUN_FLAGS,
+        Flag("copy_index", Path(constants.CACHE_DIR) / "copies", flags.path(), "语料的索引；要用而没有就建"),
+    ]
+)
 
 
 def main(argv: Sequence[str]) -> int:
     given = flags.parse_flags(FLAGS, argv, "inference.py", DESCRIPTION)
     options = {flag.name: given.get(flag.name, flag.default) for flag in FLAGS}
     settings = Settings(**{flag.name: options[flag.name] for flag in SONG_FLAGS})
-    settings.form()
+    form = settings.form()
+    if options["show_form"]:
+        print(shown_form(form), end="")
+        return 0
     places = {name: flags.rooted(options[name], name in given) for name in ("checkpoint", "copy_index")}
     began = time.perf_counter()
     writer, device, dtype, about = load_writer(
@@ -66,7 +57,13 @@ def main(argv: Sequence[str]) -> int:
     _tell(about)
     stats = Stats(dtype, time.perf_counter() - began) if options["stats"] else None
     required = bool(settings.max_copy or options["check_copy"])
-    writer.copies = open_copies(places["copy_index"], writer.tokenizer, required)
+    writer.copies = open_copies(places["copy_index"], writer.tokenizer, False)
+    display = Display(sys.stderr)
+    writer.find_copies = lambda: index_of_checkpoint(
+        places["checkpoint"], writer.tokenizer, places["copy_index"], display.line, display.progress
+    )
+    if required:
+        writer.copies = writer.copies or writer.find_copies()
     writer.cuda_graph = GRAPHS[options["cuda_graph"]]
     if writer.cuda_graph and device.type != "cuda":
         raise DeviceError(f"--cuda_graph true 只用于 CUDA，这里是 {device_name(device)}")
@@ -153,10 +150,15 @@ HELP = """输入歌词的开头，回车开始写；Ctrl-C 停下这一首，Ctr
   /rewrite 3        另给第 3 行五种写法（同样的字数与韵，与前后相接），选一种换上
   /lock 1-4         留住这些行，/again 只重写其余；/lock none 放开
   /rhymes 月        与这个字同韵的常用字
+  /like 文件        照这首歌（或句式）的样子写；/like none 不照
+  /cipai 如梦令     照词牌写；/cipai 列出词牌，/cipai none 不照
   /set              查看设置；/set temperature 0.8 改一项（none 表示不用）
   /save 文件        把刚写的歌词添到文件末尾
   /help             本说明
   /quit             离开"""
+
+
+_SETTABLE = {flag.name: flag for flag in SONG_FLAGS}
 
 
 class Conversation:
@@ -173,6 +175,8 @@ class Conversation:
             "/rewrite": self.rewrite,
             "/lock": self.lock,
             "/rhymes": self.rhymes,
+            "/like": lambda argument: self.shape("like", argument),
+            "/cipai": lambda argument: self.shape("cipai", argument),
             "/set": self.set,
             "/save": self.save,
             "/help": lambda _: _tell(HELP),
@@ -225,9 +229,20 @@ class Conversation:
             raise UserError(f"没有命令 {name}" + (f"，是否指 {near[0]}？" if near else "；/help 查看全部命令"))
         self.commands[name](argument.strip())
 
+    def shape(self, name: str, argument: str) -> None:
+        """换一个样例或词牌；不写是哪个词牌就列出来。"""
+        if not argument:
+            _tell(cipai_list() if name == "cipai" else "请写明文件，例如 /like 一首歌.txt")
+            return
+        self.settings = self._changed({"like": "none", "cipai": "none", "keep_tones": "false", name: argument})
+        form = self.settings.form()
+        if form.patterned:
+            _tell(f"{form_text(form)}输入开头，或 /again 从头写")
+
     def again(self, _: str) -> None:
-        if self.prompt is None:
+        if self.prompt is None and not self.settings.form().patterned:
             raise UserError("还没有写过；先输入一个开头")
+        self.prompt = self.prompt or ""
         if self.settings.seed is not None:  # 固定的种子也要换一首
             self.settings.seed = (self.settings.seed + self.settings.num_samples) % 2**31
         if self.locked:
@@ -248,7 +263,7 @@ class Conversation:
     def rewrite(self, argument: str) -> None:
         song = self._song()
         lines = lines_of(song.text)
-        numbers = _line_numbers(argument, len(lines)) if argument else set()
+        numbers = line_numbers(argument, len(lines)) if argument else set()
         if len(numbers) != 1:
             raise UserError("一次改一行，例如 /rewrite 3")
         place = numbers.pop()
@@ -273,7 +288,7 @@ class Conversation:
         if argument == "none":
             self.locked = set()
         elif argument:
-            self.locked |= _line_numbers(argument, len(lines))
+            self.locked |= line_numbers(argument, len(lines))
         shown = "、".join(map(str, sorted(self.locked)))
         _tell(f"留住第 {shown} 行；/again 重写其余" if shown else "没有留住的行")
 
@@ -299,23 +314,28 @@ class Conversation:
         self._tell_if_cut()
 
     def set(self, argument: str) -> None:
-        known = {flag.name: flag for flag in SONG_FLAGS}
         if not argument:
             for name, value in dataclasses.asdict(self.settings).items():
                 _tell(f"  {name:<20}{'none' if value is None else value}")
             return
         name, _, value = argument.partition(" ")
         name = name.lstrip("-")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+        if name not in _SETTABLE:
+            near = difflib.get_close_matches(name, _SETTABLE, n=1)
             raise UserError(f"没有设置 {name}" + (f"，是否指 {near[0]}？" if near else "；/set 查看全部设置"))
-        found = flags.parse_flags([known[name]], [f"--{name}={value.strip()}"], "inference.py", "")
-        changed = dataclasses.replace(self.settings, **{name: found[name]})
+        self.settings = self._changed({name: value.strip()})
+        value = getattr(self.settings, name)
+        _tell(f"{name} = {'none' if value is None else value}")
+
+    def _changed(self, values: dict[str, str]) -> Settings:
+        """改了几项的设置；不合的说出来，没有改。"""
+        typed = [f"--{name}={value}" for name, value in values.items()]
+        found = flags.parse_flags([_SETTABLE[name] for name in values], typed, "inference.py", "")
+        changed = dataclasses.replace(self.settings, **found)
         changed.form()
         if changed.max_copy and self.writer.copies is None:
-            raise UserError("没有这个模型的语料索引；请先运行 python evaluate.py --only index")
-        self.settings = changed
-        _tell(f"{name} = {'none' if found[name] is None else found[name]}")
+            self.writer.copies = self.writer.find_copies()
+        return changed
 
     def save(self, argument: str) -> None:
         if not argument:
@@ -373,19 +393,6 @@ def _prompts_from_pipe() -> Iterable[str]:
                 raise UserError(f"标准输入第 {number} 行的编码有误：请用 UTF-8") from None
         if line.strip():
             yield line.strip()
-
-
-def _line_numbers(text: str, count: int) -> set[int]:
-    """`1-4` 或 `1,3` → 行号，从 1 起。"""
-    numbers: set[int] = set()
-    for part in text.replace("，", ",").split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdecimal() or not (last or first).isdecimal():
-            raise UserError(f"行号应是 3、1-4 或 1,3 这样：{text}")
-        if not 1 <= int(first) <= int(last or first) <= count:
-            raise UserError(f"这首有 {count} 行，没有第 {part.strip()} 行")
-        numbers |= set(range(int(first), int(last or first) + 1))
-    return numbers
 
 
 if __name__ == "__main__":

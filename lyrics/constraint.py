@@ -1,22 +1,19 @@
-"""词表里的每个词元在句式里算什么，和写一行时守的规矩。"""
+"""写一行时守的规矩。"""
 
-import functools
-import re
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from lyrics.form import Form, LyricsError
-from lyrics.sound import RHYME_CLASSES, in_word, normalise, possible_classes, rhyme_class, sung_count
-
-LONGEST_LINE = 24  # 有句式而没有给行长时，一行最多这么多字
-
-CLOSING = frozenset("，。、；：！？…—,.;:!?")  # 有句式的行末可有一个；句中只许空格。括号、引号多是戏里的科白，不用
+from lyrics.form import LONGEST_LINE
+from lyrics.sound import in_word, normalise, rhyme_class, sung_count, sung_units, tones_of
+from lyrics.vocabulary import CLOSING, RHYME_BITS, TIDY, TONE_BITS, Shape, Vocabulary, can_spell, decoded, ending_bits
+from lyrics.words import LONGEST_WORD, may_pause, one_each
 
 MOST_TOKENS_PER_CHARACTER = 4  # 一个字至多四个字节词元
 
-_BITS = {name: 1 << place for place, name in enumerate(RHYME_CLASSES)} | {None: 1 << len(RHYME_CLASSES)}
+SPACED = 2  # 有句式的行里，空格两边至少各有这么多个字
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,12 @@ class LineRule:
         rhymes: 末字可以属于哪些辙，其中 None 指不以汉字收尾；整个为 None 表示不论。
         first: 第一个字；空为不论。
         ends_song: 这一行写完可以收尾（`</s>`）。
-        tidy: 句中只有字与单个空格，行末至多一个 `CLOSING` 里的标点。
+        tidy: 句中只有字与单个空格，行末至多一个 `CLOSING` 里的标点；空格两边至少各两个字，或挨着外文词。
+        breaks: 停顿：（第几个字之后，`-` 或 `，`）；不落在词中间。
+        tones: 每个字一个 平、仄、中；空为不论。
+        keyword: （从第几个字起，哪个词）：写在这里。
+        avoided: 这一行不许出现的词；`keyword` 自己那一次不算。
+        careful: 停顿之前要收在一个认得的词上，见 `may_pause`。
     """
 
     least: int = 1
@@ -37,111 +39,34 @@ class LineRule:
     first: str = ""
     ends_song: bool = True
     tidy: bool = True
+    breaks: tuple[tuple[int, str], ...] = ()
+    tones: str = ""
+    keyword: tuple[int, str] | None = None
+    avoided: tuple[str, ...] = ()
+    careful: bool = True
 
     @property
     def longest(self) -> int:
         """一稿最多几个词元：每个字之后可有一个标点。"""
         return (MOST_TOKENS_PER_CHARACTER + 1) * self.most + 2
 
+    @property
+    def shape(self) -> Shape | None:
+        """按位置定下的；没有时 None。"""
+        if not (self.breaks or self.tones or self.keyword):
+            return None
+        place, word = self.keyword or (0, "")
+        return Shape(self.most, self.breaks, self.tones, tuple(enumerate(word, place)))
+
 
 ANY_LINE = LineRule(least=0, most=10**6, tidy=False)  # 没有句式：什么样的行都行
-
-
-_CLOSING = f"[{''.join(sorted(CLOSING))}]"
-
-_TIDY = re.compile(rf" ?(?:[^\W_]+(?: [^\W_]+)*(?: |{_CLOSING})?)?|{_CLOSING}")
-
-
-class Vocabulary:
-    """每个词元写出的文字在句式里算什么。
-
-    Args:
-        token_bytes: 每个词元的 UTF-8 字节，控制词元为空；256 个单字节词元中 0x80 以上的拼成一个字才有意义。
-        newline_id, eos_id: 换行与 `</s>`。
-    """
-
-    def __init__(self, token_bytes: Sequence[bytes], newline_id: int, eos_id: int) -> None:
-        self.newline_id, self.eos_id = newline_id, eos_id
-        self.texts = [_decoded(piece) for piece in token_bytes]
-        self.bytes = list(token_bytes)
-        size = len(self.texts)
-        self.counts = np.zeros(size, dtype=np.int32)  # 可唱的字数
-        self.joins = np.zeros(size, dtype=bool)  # 开头的字母会并进前面的外文词
-        self.firsts = np.zeros(size, dtype=np.int32)  # 第一个字的码位
-        self.unbreakable = np.zeros(size, dtype=bool)  # 行中不许出现：换行、控制词元、不成字的字节
-        self.leads = np.zeros(size, dtype=bool)  # 多字节字的首字节
-        self.untidy = np.zeros(size, dtype=bool)  # 不论接在哪里都不合 `LineRule.tidy`
-        self.closing = np.zeros(size, dtype=bool)  # 以行末的标点结尾
-        self.spaced = np.zeros((2, size), dtype=bool)  # 以空格开头、结尾
-        for token, text in enumerate(self.texts):
-            if text:
-                self.counts[token] = sung_count(text)
-                self.joins[token] = in_word(text[0])
-                self.firsts[token] = ord(text[0])
-                self.unbreakable[token] = text.splitlines() != [text]
-                self.untidy[token] = not _TIDY.fullmatch(text)
-                self.closing[token] = text[-1] in CLOSING
-                self.spaced[:, token] = text[0] == " ", text[-1] == " "
-            else:
-                piece = self.bytes[token]
-                self.leads[token] = len(piece) == 1 and 0xC2 <= piece[0] <= 0xF4
-                self.unbreakable[token] = not self.leads[token]
-        self.characters = {text: token for token, text in enumerate(self.texts) if text and len(text) == 1}
-
-    @functools.cached_property
-    def unsung_leads(self) -> np.ndarray:
-        """(V,) 拼不出可唱的字的首字节。"""
-        return np.array(
-            [lead and not _can_spell(piece, True) for lead, piece in zip(self.leads, self.bytes, strict=True)]
-        )
-
-    @functools.cached_property
-    def rhymes(self) -> np.ndarray:
-        """(V,) 每个词元最后一个可唱的字可能属于的辙（按位）；没有可唱的字为 0。第一次用到时才算。"""
-        return np.array([self._rhyme_bits(text) for text in self.texts], dtype=np.int32)
-
-    @staticmethod
-    def _rhyme_bits(text: str | None) -> int:
-        sung = [character for character in text or "" if character.isalnum()]
-        if not sung:
-            return 0
-        if in_word(sung[-1]):
-            return _BITS[None]
-        return sum(_BITS[name] for name in possible_classes(sung[-1]))
-
-    def rhyming(self, name: str) -> list[str]:
-        """属于一个辙的单字，常用的在前：词表里的单字按语料中的次数排列。"""
-        return [
-            character
-            for character, token in sorted(self.characters.items(), key=lambda pair: pair[1])
-            if not in_word(character) and character.isalnum() and rhyme_class(character) == name
-        ]
-
-    def check(self, form: Form) -> None:
-        """照这个词表能不能写。
-
-        Raises:
-            LyricsError: 藏头的字不在词表里，或没有属于那个辙的字。
-        """
-        for character in form.acrostic:
-            if character not in self.characters:
-                raise LyricsError(f"藏头的「{character}」不在这个模型的词表里")
-        if form.rhyme in RHYME_CLASSES and not self.rhyming(form.rhyme):
-            raise LyricsError(f"这个模型的词表里没有属于{form.rhyme}辙的字")
-
-
-def _decoded(piece: bytes) -> str | None:
-    try:
-        return piece.decode("utf-8") or None
-    except UnicodeDecodeError:
-        return None
 
 
 class LineConstraint:
     """写一行时守的规矩（`Constraint`）。
 
-    `forbidden` 按表遮住词元：字数会超的、末字不可能入韵的；`refuses` 再把抽到的词元放进这一行细看：
-    多音字在这里的读法、是否照抄语料。
+    `forbidden` 按表遮住词元：字数会超的、末字不可能入韵的、平仄与停顿对不上的、后面接不下去的；
+    `refuses` 再把抽到的词元放进这一行细看：多音字在这里的读法、停顿是否落在词中间、是否照抄。
 
     末字要押韵时，最后一个字不用字节拼：没拼完不知道它的读音。有句式的行里，字节只拼可唱的字，不拼标点。
 
@@ -163,6 +88,7 @@ class LineConstraint:
         self.copied, self.following = copied, following
         self.count = sung_count(start)
         self._given = len(start)
+        self._shape = rule.shape
         self.pending = b""  # 没到齐的字节
         self.song_ended = False
         self._mask = vocabulary.unbreakable
@@ -180,43 +106,130 @@ class LineConstraint:
         mask |= vocabulary.leads & (room < 1)
         last = total == rule.most
         if rule.tidy:
-            last |= vocabulary.closing
-            mask |= vocabulary.unsung_leads | vocabulary.untidy | vocabulary.closing & (total < rule.least)
-            mask |= vocabulary.spaced[0] & (not self.text[-1:].isalnum()) | vocabulary.spaced[1] & (total == rule.most)
+            self._forbid_untidy(mask, total)
+            last |= vocabulary.closing & (total >= rule.least)
         if rule.rhymes is not None:
-            wanted = sum(_BITS[name] for name in rule.rhymes)
+            wanted = sum(RHYME_BITS[name] for name in rule.rhymes)
             mask |= last & (vocabulary.counts > 0) & (vocabulary.rhymes & wanted == 0)
         if rule.first and not self.text:
             mask |= vocabulary.firsts != ord(rule.first)
+        if self._shape is not None:
+            self._forbid_misplaced(mask, total, after_word)
         whole = rule.least <= self.count <= rule.most and self._in_rhyme(self.text)
         if rule.tidy:
             whole = whole and not self.text.endswith(" ")
-            if self.text[self._given :][-1:] in CLOSING:
+            if self.text[self._given :][-1:] in CLOSING and self.count >= rule.least:
                 mask[:] = True
-            elif not whole or not self.text:
+            elif (not whole or not self.text) and not self._at_comma():
                 mask |= vocabulary.closing & (vocabulary.counts == 0)
         mask[vocabulary.newline_id] = not whole
         mask[vocabulary.eos_id] = not (whole and rule.ends_song)
         self._mask = mask
         return mask
 
+    def begun_well(self) -> bool:
+        """开头给定的半行合不合平仄，该有的逗号有没有。"""
+        tones = zip(self.rule.tones, tones_of(self.text), strict=False)
+        if any(want != "中" and TONE_BITS[want] != tone for want, tone in tones):
+            return False
+        before = {sung_count(self.text[:place]) for place, mark in enumerate(self.text) if mark == "，"}
+        return all(place in before for place, kind in self.rule.breaks if kind == "，" and place < self.count)
+
+    def _at_comma(self) -> bool:
+        return self._shape is not None and self._shape.kind(self.count) == "，" and self.text[-1:] != "，"
+
+    def _forbid_untidy(self, mask: np.ndarray, total: np.ndarray) -> None:
+        """就地遮住句式里不该有的标点。"""
+        vocabulary, rule = self.vocabulary, self.rule
+        closing, untidy = vocabulary.closing & (total < rule.least), vocabulary.untidy
+        if rule.breaks:  # 停顿处的逗号，由 `Vocabulary.fits` 定
+            closing, untidy = np.zeros_like(closing), untidy & (vocabulary.marks[0] != 2)
+        mask |= vocabulary.unsung_leads | untidy | closing
+        after_mark = not self.text[-1:].isalnum()
+        mask |= vocabulary.spaced[0] & after_mark | vocabulary.spaced[1] & (total == rule.most)
+
+    def _forbid_misplaced(self, mask: np.ndarray, total: np.ndarray, after_word: bool) -> None:
+        """就地遮住平仄、停顿、关键词对不上的，和写下就接不下去的词元。"""
+        vocabulary, rule, shape = self.vocabulary, self.rule, self._shape
+        assert shape is not None
+        marked = bool(self.text) and not self.text[-1].isalnum()
+        fits = vocabulary.fits(shape, self.count, marked)
+        if after_word:  # 接着拼同一个外文词的，从它那个字算起
+            fits = np.where(vocabulary.joins, vocabulary.fits(shape, self.count - 1, marked), fits)
+        mask |= ~fits
+        if rule.breaks:
+            written = one_each(sung_units(self.text))
+            earliest = max(sung_count(self.text[: self._given]), self.count - LONGEST_WORD + 1)
+            for place, _ in rule.breaks:
+                if earliest <= place <= shape.next_break(self.count):
+                    mask |= ~vocabulary.pauses(written, place, shape.sizes(place)[0], rule.careful)
+        if rule.least == rule.most:
+            onward = np.array(reachable(vocabulary, rule))
+            mask |= ~onward[np.minimum(total, rule.most)]
+            if rule.rhymes is not None and rule.tones and rule.tones[-1] in TONE_BITS:
+                wanted = ending_bits(rule.rhymes, rule.tones[-1])
+                mask |= (total == rule.most) & (vocabulary.counts > 0) & (vocabulary.endings & wanted == 0)
+
     def refuses(self, token: int) -> bool:
         vocabulary = self.vocabulary
         if self._mask[token]:
             return True
         if token in (vocabulary.newline_id, vocabulary.eos_id):
+            if self.rule.tidy and self._lonely(self.text, True):
+                return True
             return bool(self.following) and self.copied(normalise(self.text) + self.following, len(self.following))
         text = self._completed(token)
         if not text:
             return False
         whole = self.text + text
-        if text.splitlines() != [text] or (self.rule.tidy and not _TIDY.fullmatch(whole[self._given :])):
+        if text.splitlines() != [text]:
             return True
-        last = sung_count(whole) == self.rule.most or (self.rule.tidy and text[-1] in CLOSING)
+        ends = sung_count(whole) >= self.rule.least and text[-1] in CLOSING
+        if self.rule.tidy and not (self.rule.breaks or TIDY.fullmatch(whole[self._given :])):
+            return True
+        if self.rule.tidy and self._lonely(whole, ends):
+            return True
+        last = sung_count(whole) == self.rule.most or (self.rule.tidy and ends)
         if last and not self._in_rhyme(whole):
+            return True
+        if (self._shape is not None or self.rule.avoided) and self._misplaced(whole):
             return True
         new = normalise(text)
         return bool(new) and self.copied(normalise(whole), len(new))
+
+    def _lonely(self, line: str, ends: bool) -> bool:
+        """有没有空格的一边不足两个字（外文词旁边的不算）；ends：这一行到此为止。"""
+        place = line.find(" ", self._given)
+        while place >= 0:
+            left, right = line[:place], line[place + 1 :]
+            if not (in_word(left[-1:] or "a") or in_word(right[:1] or "a") and right):
+                after = sung_count(right.partition(" ")[0])
+                if sung_count(left.rpartition(" ")[2]) < SPACED:
+                    return True
+                if after < SPACED and (ends or " " in right or sung_count(left) + SPACED > self.rule.most):
+                    return True
+            place = line.find(" ", place + 1)
+        return False
+
+    def _misplaced(self, line: str) -> bool:
+        """平仄照上下文的读法不合，停顿落在词中间，或有不许出现的词。"""
+        rule = self.rule
+        if rule.tones:
+            wanted = zip(rule.tones, tones_of(line), strict=False)
+            if any(tone != TONE_BITS[want] for want, tone in wanted if want != "中"):
+                return True
+        sung = normalise(line)
+        if any(sung.count(word) > (rule.keyword is not None and rule.keyword[1] == word) for word in rule.avoided):
+            return True
+        if not rule.breaks:
+            return False
+        units = one_each(sung_units(line))
+        for place, _ in rule.breaks:
+            if self.count - LONGEST_WORD < place < len(units) and place >= sung_count(line[: self._given]):
+                size = self._shape.sizes(place)[0]  # type: ignore[union-attr]
+                if not may_pause(units[:place], units[place:], self.vocabulary.words, size, rule.careful):
+                    return True
+        return False
 
     def push(self, token: int) -> None:
         if token in (self.vocabulary.newline_id, self.vocabulary.eos_id):
@@ -229,7 +242,7 @@ class LineConstraint:
             self.count = sung_count(self.text)
 
     def _completed(self, token: int) -> str | None:
-        return _decoded(self.pending + self.vocabulary.bytes[token]) if self.pending else self.vocabulary.texts[token]
+        return decoded(self.pending + self.vocabulary.bytes[token]) if self.pending else self.vocabulary.texts[token]
 
     def _in_rhyme(self, line: str) -> bool:
         return self.rule.rhymes is None or rhyme_class(line) in self.rule.rhymes
@@ -239,17 +252,17 @@ class LineConstraint:
         mask = np.ones(len(self.vocabulary.texts), dtype=bool)
         for token, piece in enumerate(self.vocabulary.bytes):
             if len(piece) == 1 and 0x80 <= piece[0] <= 0xBF:
-                mask[token] = not _can_spell(self.pending + piece, self.rule.tidy)
+                mask[token] = not can_spell(self.pending + piece, self.rule.tidy)
         return mask
 
 
-@functools.lru_cache(maxsize=4096)
-def _can_spell(start: bytes, sung: bool) -> bool:
-    """UTF-8 的开头几个字节（或全部）能不能拼成一个字；sung 时只算可唱的字。"""
-    length, lowest = (2, 0x80) if start[0] < 0xE0 else (3, 0x800) if start[0] < 0xF0 else (4, 0x10000)
-    code = start[0] & (0xFF >> (length + 1))
-    for byte in start[1:]:
-        code = code << 6 | byte & 0x3F
-    missing = 6 * (length - len(start))
-    codes = range(max(lowest, code << missing), min(0x10FFFF, (code << missing) + (1 << missing) - 1) + 1)
-    return any(chr(c).isalnum() or (not sung and not 0xD800 <= c <= 0xDFFF) for c in codes)
+def reachable(vocabulary: Vocabulary, rule: LineRule) -> tuple[bool, ...]:
+    """照 rule（字数定了的）写到第 0 … most 个字时，后面还接不接得下去。"""
+    shape = rule.shape or Shape(rule.most)
+    if rule.first:
+        shape = dataclasses.replace(shape, letters=((0, rule.first), *shape.letters))
+    if rule.rhymes is None:
+        return vocabulary.reachable(shape, None, None)
+    if rule.tones and rule.tones[-1] in TONE_BITS:
+        return vocabulary.reachable(shape, ending_bits(rule.rhymes, rule.tones[-1]), None)
+    return vocabulary.reachable(shape, None, sum(RHYME_BITS[name] for name in rule.rhymes))

@@ -1,6 +1,7 @@
 """可唱的字与韵。"""
 
 import functools
+import itertools
 import re
 from typing import Any
 
@@ -27,6 +28,20 @@ def sung_count(text: str, after_word: bool = False) -> int:
 def normalise(text: str) -> str:
     """只留唱得出来的字：字母、汉字与数字；空格、标点和换行都去掉。"""
     return re.sub(r"[\W_]+", "", text)
+
+
+def sung_units(text: str) -> list[str]:
+    """可唱的字：汉字各一个，一个外文词或数目整个算一个；个数就是 `sung_count`。"""
+    units: list[str] = []
+    after_word = False
+    for character in text:
+        word = in_word(character)
+        if word and after_word:
+            units[-1] += character
+        elif character.isalnum():
+            units.append(character)
+        after_word = word
+    return units
 
 
 def lines_of(text: str) -> list[str]:
@@ -149,3 +164,51 @@ def possible_classes(character: str) -> frozenset[str | None]:
         found |= {_CLASS_OF_FINAL.get(final) for final in readings[0]} if readings else set()
     found |= {"地": {"梭坡"}, "著": {"梭坡", "遥条"}}.get(character, set())
     return frozenset(found - {None}) or frozenset({None})
+
+
+LEVEL, OBLIQUE = 1, 2  # 平：阴平、阳平；仄：上声、去声与轻声
+
+
+@functools.lru_cache(maxsize=65536)
+def tones_of(line: str) -> tuple[int, ...]:
+    """每个可唱的字在这一行里是平（LEVEL）还是仄（OBLIQUE），多音字照上下文；外文词与没有读音的字是 0。"""
+    tones: list[int] = []
+    pypinyin = _pypinyin()
+    for run in re.findall(r"[^\W_]+", line):
+        for foreign, characters in itertools.groupby(run, in_word):
+            if foreign:
+                tones.append(0)
+                continue
+            tones += map(
+                _tone,
+                pypinyin.lazy_pinyin(
+                    "".join(characters).translate(_SIMPLER),
+                    style=pypinyin.Style.TONE3,
+                    neutral_tone_with_five=True,
+                    errors=lambda missing: list(missing),
+                ),
+            )
+    return tuple(tones)
+
+
+def _tone(syllable: str) -> int:
+    return {"1": LEVEL, "2": LEVEL, "3": OBLIQUE, "4": OBLIQUE, "5": OBLIQUE}.get(syllable[-1], 0)
+
+
+@functools.lru_cache(maxsize=65536)
+def possible_endings(character: str) -> frozenset[tuple[str | None, int]]:
+    """一个字各种读音的（辙，平仄）；没有读音的与外文是 {(None, 0)}。"""
+    if in_word(character):
+        return frozenset({(None, 0)})
+    pypinyin = _pypinyin()
+    found: set[tuple[str | None, int]] = set()
+    for form in {character, character.translate(_SIMPLER)}:
+        style = pypinyin.Style.FINALS_TONE3
+        readings = pypinyin.pinyin(form, style=style, strict=True, heteronym=True, neutral_tone_with_five=True)
+        for final in readings[0] if readings else ():
+            if name := _CLASS_OF_FINAL.get(final[:-1]):
+                found.add((name, _tone(final)))
+    tones = {tone for _, tone in found}
+    if character in "儿兒地著":  # 辙由 `rhyme_class` 另定，平仄照读音
+        found |= {(name, tone) for name in possible_classes(character) for tone in tones}
+    return frozenset(found) or frozenset({(None, 0)})

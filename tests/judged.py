@@ -1,5 +1,6 @@
 """一行合不合规矩，另写一遍的判断；供约束测试用的小词表。"""
 
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -21,6 +22,19 @@ def syllables(line: str) -> list[str]:
 def is_tidy(line: str) -> bool:
     """字与字之间至多一个空格，行末至多一个标点，此外什么都没有。"""
     return re.fullmatch(r"([^\W_]+( [^\W_]+)*)?[，。、；：！？…—,.;:!?]?", line) is not None
+
+
+def spaces_stand(line: str, given: int = 0, before_foreign: bool = True) -> bool:
+    """空格两边至少各两个字，除非挨着外文词（before_foreign 为假时，除非在外文词之后）；开头给定的不算。"""
+    pieces = line.split(" ")
+    ends = list(itertools.accumulate(len(piece) + 1 for piece in pieces))
+    return all(
+        end - 1 < given
+        or re.search(rf"{WORD}$", left)
+        or (before_foreign and re.match(WORD, right))
+        or min(len(syllables(left)), len(syllables(right))) >= 2
+        for left, right, end in zip(pieces, pieces[1:], ends, strict=False)
+    )
 
 
 def reading(line: str) -> str | None:
@@ -45,6 +59,7 @@ def satisfies(line: str, rule: LineRule, start: str = "") -> bool:
         and (bool(start) or line.startswith(rule.first))
         and len((line + "|").splitlines()) == 1
         and (not rule.tidy or is_tidy(line if not start else re.sub(r"^ ", "", tail)))
+        and (not rule.tidy or spaces_stand(line, len(start)))
         and (not rule.tidy or not re.search(r"[^\w] ", line))
     )
 

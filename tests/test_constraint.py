@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judged import CONTROLS, SINGLES, allowed, make_vocabulary, satisfies, syllables
+from judged import CONTROLS, SINGLES, allowed, make_vocabulary, satisfies, spaces_stand, syllables
 
 from lyrics.constraint import ANY_LINE, LineConstraint, LineRule, Vocabulary
 from lyrics.form import Form, LyricsError
@@ -142,7 +142,7 @@ def accepted(constraint: LineConstraint, written: tuple[int, ...], length: int) 
 def test_a_line_that_keeps_the_rule_is_never_blocked(small, rule):
     """小词表上逐个列举：约束放行的序列，恰是文字合规矩的序列。
 
-    例外：行满时的末字若要押韵，不用字节拼。
+    例外：行满时的末字若要押韵，不用字节拼；单独的一个空格写下时还不知道后面是外文词。
     """
     length = 4
 
@@ -159,6 +159,8 @@ def test_a_line_that_keeps_the_rule_is_never_blocked(small, rule):
             except UnicodeDecodeError:
                 continue
             if not satisfies(text, rule):
+                continue
+            if rule.tidy and not spaces_stand(text, before_foreign=False):
                 continue
             if rule.rhymes is not None and len(syllables(text)) == rule.most and spelled(text):
                 continue

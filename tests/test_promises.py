@@ -5,8 +5,11 @@
 
 import contextlib
 import io
+import itertools
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from small_writer import copied, settings
@@ -14,7 +17,7 @@ from small_writer import copied, settings
 import inference
 from inference import Conversation, Printer
 from lyrics.form import LyricsError
-from lyrics.sound import lines_of, rhyme_class, sung_count
+from lyrics.sound import LEVEL, OBLIQUE, lines_of, rhyme_class, sung_count, tones_of
 from terminal import UserError
 from writing.loading import open_copies
 from writing.settings import Settings
@@ -23,6 +26,8 @@ from writing.writer import Song, Writer
 HOLDS, REFUSED = "守", "拒"
 START = "我在风里"
 FREE = {"max_tokens": 24}
+TUNE = Path(__file__).with_name("tune.txt")
+LIMIT_S = 10.0
 
 Check = Callable[[Writer, Settings, list[Song]], bool]
 
@@ -51,6 +56,18 @@ def rhymes(song: Song, scheme: str) -> bool:
 def greedy(model: Writer, asked: Settings, songs: list[Song]) -> bool:
     """与换了种子写的相同。"""
     return len({song.text for song in songs}) == 1
+
+
+def in_tune(w: Writer, asked: Settings, songs: list[Song]) -> bool:
+    """tests/tune.txt：字数、分节、回来的一行、韵、开头的仄声。"""
+    for song in songs:
+        lines = sung(song)
+        returning = {line for place, line in enumerate(lines) if place % 4 in (0, 2)}
+        rhymed = {rhyme_class(line) for place, line in enumerate(lines) if place % 4 in (1, 3)}
+        fits = all(sung_count(line) == 4 for line in lines) and all(tones_of(line)[0] == OBLIQUE for line in returning)
+        if not (fits and len(returning) == len(rhymed) == 1 and "\n\n" in song.text and per_round(song, 4)):
+            return False
+    return True
 
 
 # 要求 → (设置, 怎样算守着)
@@ -96,6 +113,24 @@ PROMISES: dict[str, tuple[dict, Check]] = {
         {"lines": 4, "line_chars": "4", "candidates": 4},
         lambda w, s, songs: all(per_round(song, 4) for song in songs),
     ),
+    "breaks": (
+        {"lines": 4, "breaks": "2-2"},
+        lambda w, s, songs: all(
+            sung_count(line) == 4 and line.find(" ") in (-1, 2) for song in songs for line in sung(song)
+        ),
+    ),
+    "tones": (
+        {"lines": 4, "tones": "中中中仄"},
+        lambda w, s, songs: all(
+            tones_of(line)[3] == OBLIQUE and len(tones_of(line)) == 4 for song in songs for line in sung(song)
+        ),
+    ),
+    "keywords": (
+        {"lines": 4, "line_chars": "4", "keywords": "月亮,故乡"},
+        lambda w, s, songs: all(song.text.count(word) == 1 for song in songs for word in ("月亮", "故乡")),
+    ),
+    "like": ({"like": TUNE}, in_tune),
+    "like、candidates": ({"like": TUNE, "candidates": 3}, in_tune),
     "max_copy": (
         {"max_copy": 1, **FREE},
         lambda w, s, songs: all(copied(song.text[len(START) :]) <= 1 for song in songs),
@@ -176,3 +211,49 @@ def test_table_of_promises(outcome):
     assert third == {}
     refused = {promise for promise, row in table.items() if REFUSED in row}
     assert refused <= {"lines 与 max_tokens", "lines 与 min_tokens"}, refused
+
+
+DEMANDS = {
+    "acrostic": {"acrostic": "我你"},
+    "line_chars": {"line_chars": "3-5"},
+    "tones": {"tones": "中中中平"},
+    "rhyme": {"rhyme": "auto", "rhyme_scheme": "AABA"},
+    "breaks": {"breaks": "2-2"},
+    "keywords": {"keywords": "月亮,故乡"},
+    "like": {"like": TUNE},
+    "candidates": {"candidates": 4},
+    "max_copy": {"max_copy": 2},
+    "lines": {"lines": 4},
+}
+
+
+@pytest.mark.parametrize(("one", "other"), [*itertools.combinations(DEMANDS, 2)])
+def test_any_two_demands_are_met_or_refused_in_a_sentence(writer, copies, one, other, capsys):
+    """任意两样：写成就都守着，写不成就一句话；不超过十秒。"""
+    writer.copies = open_copies(copies, writer.tokenizer, True)
+    asked, began, refusal = settings(**DEMANDS[one], **DEMANDS[other], max_tokens=None), time.monotonic(), ""
+    try:
+        Printer(writer).write("", asked)
+    except LyricsError as error:
+        refusal = str(error)
+    assert time.monotonic() - began < LIMIT_S
+    if refusal:
+        assert 5 < len(refusal) < 200
+        assert "\n" not in refusal
+        assert "写不出来" in refusal or "去掉一样" in refusal or "对不上" in refusal, refusal
+        return
+    text, lines = writer.songs[0].text, sung(writer.songs[0])
+    checks = {
+        "acrostic": lambda: [line[0] for line in lines[:2]] == ["我", "你"],
+        "line_chars": lambda: all(3 <= sung_count(line) <= 5 for line in lines),
+        "tones": lambda: all(len(tones_of(line)) == 4 and tones_of(line)[3] == LEVEL for line in lines),
+        "rhyme": lambda: len({rhyme_class(line) for place, line in enumerate(lines) if place % 4 != 2}) <= 1,
+        "breaks": lambda: all(sung_count(line) == 4 for line in lines),
+        "keywords": lambda: text.count("月亮") == text.count("故乡") == 1,
+        "like": lambda: in_tune(writer, asked, writer.songs),
+        "candidates": lambda: bool(lines),
+        "max_copy": lambda: copied("".join(lines)) <= 2,
+        "lines": lambda: len(lines) == 4,
+    }
+    assert checks[one](), text
+    assert checks[other](), text

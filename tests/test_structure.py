@@ -24,7 +24,7 @@ ROOMS = {
     "training": {"corpus", "flags", "generation", "model", "optimizer", "terminal", "tokenizer"},
     "writing": {"flags", "generation", "lyrics", "model", "tokenizer"},
 }
-EXCEPTIONS = {"writing.loading": {"training"}}  # 读检查点的只有这一处
+EXCEPTIONS = {"writing.loading": {"training"}, "writing.copying": {"corpus", "training"}}  # 读检查点、语料的只有这两处
 WITHOUT_TORCH = ("config", "terminal", "flags", "tokenizer", "corpus", "lyrics")
 LONGEST_FILE = {"model": 300, "train": 350, "inference": 400}
 LONGEST_FUNCTION = 60

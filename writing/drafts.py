@@ -1,5 +1,6 @@
 """守着约束，一行一行地写：每行起几稿，取模型自己最看好的一稿。"""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -10,6 +11,10 @@ from torch import Tensor
 
 from generation import Context, Draw, MakeStep, Sampling, TorchStep, draw, sample, seen_tokens, token_mask
 from model import GPT
+
+SEARCH_STEPS = 200  # 退着找一行时，每一轮最多走这么多步
+
+SEARCH_LOOKS = 20_000  # 每一轮最多细看这么多个词元（各约 30 微秒）
 
 
 class Constraint(Protocol):
@@ -103,6 +108,7 @@ class Composer:
         unwanted: Callable[[Draft], bool] = lambda draft: False,
         following: Sequence[int] = (),
         may_cut: bool = False,
+        count: int = 1,
     ) -> Draft | None:
         """写一行并接在前文之后。
 
@@ -112,19 +118,21 @@ class Composer:
             unwanted: 几稿之中尽量不取的，例如重复前面的行。
             following: 已定的下一行；取的一稿要与它相接。
             may_cut: 写满 longest 个词元而没有写完的也算。
+            count: 至少起这么多稿。
 
         Returns:
-            选中的一稿；重写几遍也写不出来时 None。
+            选中的一稿；重写几遍、再退着找也写不出来时 None。
         """
         fallback = None
+        count = max(count, self.candidates)
         for _ in range(self.ATTEMPTS):
-            drafts, branch = self._drafts(constraint, self.candidates, longest)
-            if self.candidates > 1 and drafts[0].empty:  # 分节还是收尾，只由第一稿定：它们短，比起来总占便宜
+            drafts, branch = self._drafts(constraint, count, longest)
+            if count > 1 and drafts[0].empty:  # 分节还是收尾，只由第一稿定：它们短，比起来总占便宜
                 fallback = drafts[0]
                 break
             drafts = [draft for draft in drafts if draft.whole or (may_cut and len(draft.tokens) == longest)]
-            drafts = [draft for draft in drafts if self.candidates == 1 or not draft.empty]
-            if drafts and self.candidates == 1:
+            drafts = [draft for draft in drafts if count == 1 or not draft.empty]
+            if drafts and count == 1:
                 self._context = branch  # 只有一稿：它的缓存就是前文的缓存
                 self.feed(drafts[0].tokens[-1:])
                 return drafts[0]
@@ -133,9 +141,58 @@ class Composer:
                 fallback = self._best(wanted, following)
                 break
             fallback = fallback or (self._best(drafts, following) if drafts else None)
+        if fallback is None:
+            fallback = self._search(constraint, longest)
         if fallback is not None:
             self.feed(fallback.tokens)
         return fallback
+
+    @torch.inference_mode()
+    def _search(self, start: Callable[[], Constraint], longest: int) -> Draft | None:
+        """一步一步地写；无字可用就退回一步，换一个词元，直到写成。
+
+        每一步至多换几次就再往前退；走了 `SEARCH_STEPS` 步还不成，放宽几倍从行首重来，最后不留余地。
+        """
+        for width in (2, 8, len(self._banned)):
+            context, self._looks = self._context.branch(1, self._context.limit), SEARCH_LOOKS
+            tokens: list[int] = []
+            steps = [(self._logits, start(), set[int]())]  # 每一步之前的 logits、约束，与走不通的词元
+            for _ in range(SEARCH_STEPS):
+                logits, constraint, dead = steps[-1]
+                full = len(dead) >= width or len(tokens) == longest
+                token = None if full else self._pick(logits, constraint, dead, min(8 * width, len(self._banned)))
+                if token is None and not tokens:
+                    break
+                if token is None:
+                    steps.pop()
+                    steps[-1][2].add(tokens.pop())
+                    context.rewind()
+                    continue
+                tokens.append(token)
+                constraint = copy.copy(constraint)
+                constraint.push(token)
+                if token in self.ends:
+                    found = [torch.log_softmax(step[0].float(), dim=-1)[0] for step in steps]
+                    total = sum(row[token].item() for row, token in zip(found, tokens, strict=True))
+                    return Draft(constraint, tokens, total, whole=True)
+                steps.append((context.append(torch.tensor([token], device=logits.device)), constraint, set()))
+        return None
+
+    def _pick(self, logits: Tensor, constraint: Constraint, dead: set[int], most: int) -> int | None:
+        """照概率不放回地依次抽（Gumbel），至多看 most 个，取第一个合约束的；没有时 None。"""
+        forbidden = torch.from_numpy(constraint.forbidden())[None] | self._banned
+        forbidden[0, [*dead, *self._refused]] = True
+        allowed = min(int((~forbidden).sum()), most, self._looks)
+        if not allowed:
+            return None
+        scores = logits.float().cpu().masked_fill(forbidden, float("-inf"))
+        if self.sampling.temperature:
+            uniform = torch.rand(scores.shape, generator=self._generator)
+            scores = scores / self.sampling.temperature - torch.log(-torch.log(uniform.clamp(1e-9, 1 - 1e-7)))
+        self._looks -= allowed
+        return next(
+            (token for token in scores[0].topk(allowed).indices.tolist() if not constraint.refuses(token)), None
+        )
 
     def _best(self, drafts: Sequence[Draft], following: Sequence[int]) -> Draft:
         if not following:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 
 import generation
-from lyrics.constraint import LONGEST_LINE, LineRule, Vocabulary
+from lyrics.constraint import LineRule
 from lyrics.copies import CopyIndex
-from lyrics.form import Form
+from lyrics.form import EXAMPLE_SPAN, LONGEST_LINE, Form, LyricsError
 from lyrics.plan import SongPlan
-from lyrics.sound import lines_of, normalise, place_of, rhyme_class, stanzas_of, sung_count
+from lyrics.sound import lines_of, normalise, place_of, rhyme_class, stanzas_of, sung_count, sung_units
+from lyrics.vocabulary import Vocabulary
+from lyrics.words import one_each
 from model import GPT
 from tokenizer import StreamingDecoder, Tokenizer
 from writing.cuda_graph import GraphPool, RecordedDraw, RecordedStep, worth_recording
@@ -31,6 +33,10 @@ Show = Callable[[str], None]  # 收新写出的文字
 
 def _unheard(text: str) -> None:
     """几首一起写时，写到一半的不给人看。"""
+
+
+def _no_index() -> CopyIndex:
+    raise LyricsError("没有这个模型的语料索引；请先运行 python evaluate.py --only index")
 
 
 @dataclass
@@ -58,6 +64,7 @@ class Writer:
     ) -> None:
         self.model, self.tokenizer, self.copies = model, tokenizer, copies
         self.decoder = decoder  # 编译好的一步；没有就走 torch 的
+        self.find_copies: Callable[[], CopyIndex] = _no_index  # 要查照抄而没有索引时，建一个
         self.cuda_graph: bool | None = None  # None：自定
         self.count: Callable[[int], None] = lambda tokens: None  # 每写出几个词元就调用一次
         self.songs: list[Song] = []  # 最近写的；中途停下时是已写的部分
@@ -142,10 +149,23 @@ class Writer:
         song.tokens = self.tokenizer.song(text, settings.title or "", settings.singer or "")
 
     def replace_line(self, song: Song, number: int, line: str, settings: Settings) -> None:
-        """第 number 行（从 1 起，空行不算）换成 line。"""
+        """第 number 行（从 1 起，空行不算）换成 line；句式里与它一字不差的各行也换。"""
         every = song.text.split("\n")
-        every[place_of(song.text, number)] = line
+        for place in [number, *self._twins(song.text, number, settings)]:
+            every[place_of(song.text, place)] = line
         self.replace_text(song, "\n".join(every), settings)
+
+    def _twins(self, text: str, number: int, settings: Settings) -> list[int]:
+        """与第 number 行（从 1 起）一字不差的其他各行。"""
+        lines, form = lines_of(text), settings.form()
+        if form.lines is None:
+            return []
+        times = -(-len(lines) // form.lines)
+        form = dataclasses.replace(
+            form, lines=form.lines * times, sections=form.sections * times, acrostic="", keywords=()
+        )
+        twins = self.plan(form, settings).twins(number - 1)
+        return [twin + 1 for twin in twins if twin < len(lines) and lines[twin] == lines[number - 1]]
 
     def write_the_rest(
         self, before: Song, locked: Collection[int], prompt: str, settings: Settings, seed: int, show: Show
@@ -155,7 +175,7 @@ class Writer:
         form = dataclasses.replace(settings.form(), lines=len(lines))
         if not form.sections:
             form = dataclasses.replace(form, sections=stanzas_of(before.text))
-        if not form.lengths:
+        if not form.lengths and not form.pattern:
             form = dataclasses.replace(form, lengths=((1, max(LONGEST_LINE, *map(sung_count, lines))),))
         fixed = {number - 1: lines[number - 1] for number in locked}
         prompt = "" if 0 in fixed else prompt
@@ -170,28 +190,25 @@ class Writer:
         """第 number 行（从 1 起）的另几种写法：同样的字数与韵，与前后的行接得上；好的在前。"""
         lines = lines_of(text)
         index, old = number - 1, lines[number - 1]
-        plan = self.plan(Form(), settings)
+        form = settings.form()
+        plan = self.plan(Form(example=form.example), settings)
         for line in lines[:index]:
             plan.add(line)
-        rhyme, count = rhyme_class(old), max(1, sung_count(old))
-        rule = LineRule(
-            count,
-            count,
-            frozenset({rhyme}) if rhyme else None,
-            (settings.acrostic or "")[index:number],
-            number == len(lines),
-        )
+        same = [index, *(twin - 1 for twin in self._twins(text, number, settings))]
+        first = next((form.acrostic[place] for place in same if place < len(form.acrostic)), "")
+        rule = _rewriting_rule(old, form, index, first, number == len(lines))
         above = "".join(line + "\n" for line in text.split("\n")[: place_of(text, number)])
         header = self.tokenizer.song(above, settings.title or "", settings.singer or "")
         composer = self.composer(header, settings, seed)
         drafts = composer.drafts(lambda: plan.constraint(index, rule=rule), REWRITING_DRAFTS, rule.longest)
         after = lines[number:]
         used = {normalise(line) for line in lines}
-        sung_after = normalise("".join(after))[: settings.max_copy]
+        sung_after = normalise("".join(after))[: max(settings.max_copy, EXAMPLE_SPAN - 1 if form.example else 0)]
         options: dict[str, Draft] = {}
         for draft in drafts:
             sung = normalise(draft.constraint.text)
-            if sung not in used and not plan.copied(sung + sung_after, len(sung_after)):
+            kept = all(sung.count(word) == normalise(old).count(word) for word in form.keywords)
+            if kept and sung not in used and not plan.copied(sung + sung_after, len(sung_after)):
                 options.setdefault(draft.constraint.text, draft)
         if not options:
             return []
@@ -289,3 +306,17 @@ class Writer:
                     show(text)
         for song, length in zip(songs, before, strict=True):
             song.ended = len(song.tokens) - length < settings.budget
+
+
+def _rewriting_rule(old: str, form: Form, index: int, first: str, last: bool) -> LineRule:
+    """改第 index 行的规矩：字数与韵照原来的 old，停顿、平仄与关键词照句式。"""
+    rhyme, count, line = rhyme_class(old), max(1, sung_count(old)), form.line(index)
+    rule = LineRule(count, count, frozenset({rhyme}) if rhyme else None, first, last)
+    if not form.given:
+        return rule
+    if line.least == line.most == count:  # 写成之后改过设置的，只照字数
+        rule = dataclasses.replace(rule, breaks=line.breaks, tones=line.tones)
+    word = next((word for word in form.keywords if word in normalise(old)), None)
+    place = one_each(sung_units(old)).find(word) if word else -1
+    keyword = (place, word) if word and place >= 0 else None
+    return dataclasses.replace(rule, avoided=form.keywords, keyword=keyword)
