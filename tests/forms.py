@@ -1,5 +1,6 @@
 """句式、藏头、照抄的上限守住了没有：`python tests/forms.py form|acrostic|copy --checkpoint 检查点`。
 
+填词的 like、cipai 在 tunes.py。
 用另一套读法查：注音表、字数、照抄的查找都不用 lyrics/ 里的。
 """
 
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+
+import tunes  # noqa: E402
 
 import evaluate  # noqa: E402
 import flags  # noqa: E402
@@ -55,8 +58,10 @@ FLAGS = [
 
 def main(argv: Sequence[str]) -> int:
     part, *rest = argv or [""]
+    if part in tunes.PARTS:
+        return tunes.main(part, rest)
     if part not in PARTS:
-        raise UserError(f"量什么：{' / '.join(PARTS)}")
+        raise UserError(f"量什么：{' / '.join([*PARTS, *tunes.PARTS])}")
     given = flags.parse_flags(FLAGS, rest, f"tests/forms.py {part}", "句式、藏头、照抄的上限守住了没有。")
     options: dict[str, Any] = {flag.name: given.get(flag.name, flag.default) for flag in FLAGS}
     options |= {name: flags.rooted(options[name], name in given) for name in ("checkpoint", "copy_index")}
