@@ -146,16 +146,12 @@ def learning_rate_at(step: int, total: int, warmup: int, peak: float, minimum: f
     return minimum + 0.5 * (peak - minimum) * (1 + math.cos(math.pi * progress))
 
 
-EXTENSION_PEAK = 0.5  # 在走完的一次训练上接着训，学习率升回到最高的这么多
-
-
 def scheduled_rate(step: int, total: int, warmup: int, peak: float, minimum: float, extended_from: int = 0) -> float:
-    """第 step 步（从 0 起）的学习率。extended_from: 从走完的第几步接着训；0 是没有。"""
+    """第 step 步（从 0 起）的学习率。extended_from: 从走完的第几步接着训，从那里重新预热、退火；0 是没有。"""
     if not extended_from:
         return learning_rate_at(step, total, warmup, peak, minimum)
     steps = total - extended_from
-    again = max(minimum, EXTENSION_PEAK * peak)
-    return max(minimum, learning_rate_at(step - extended_from, steps, min(warmup, steps // 10), again, minimum))
+    return max(minimum, learning_rate_at(step - extended_from, steps, min(warmup, steps // 10), peak, minimum))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, fraction: float) -> None:

@@ -9,7 +9,6 @@ from corpus.cleaning import CLEANING_VERSION
 from corpus.files import find_files, fingerprint_before, fingerprint_files
 from flags import RunConfig
 from model import GPT, ModelConfig
-from optimizer import EXTENSION_PEAK
 from terminal import Display, UserError
 from training import checkpoint
 from training.checkpoint import BEST, LATEST, CheckpointError
@@ -157,8 +156,8 @@ def extended_from(previous: dict[str, Any], config: RunConfig, display: Display)
     """在走完的一次训练上接着训时，从哪一步接起：学习率从那里重新起落；不是这样的为 0，或上一次接着训时的那一步。"""
     if not previous["iter"] >= previous["config"]["train_iters"] < config.train_iters:
         return previous.get("extended_from", 0)
-    until, peak = config.train_iters, f"{EXTENSION_PEAK:.0%}"
-    display.line(f"  上次走完了 {previous['iter']} 步：学习率先升到最高的 {peak}，再退火到第 {until} 步")
+    done, until = previous["iter"], config.train_iters
+    display.line(f"  上次走完了 {done} 步：学习率从头预热到最高，再退火到第 {until} 步")
     return previous["iter"]
 
 
