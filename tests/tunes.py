@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import math
 import re
 import statistics
 import tempfile
@@ -167,7 +168,33 @@ def measure_cipai(options: dict[str, Any]) -> str:
         options["out"].write_text("\n".join(written), encoding="utf-8")
     total = done + len(failed)
     told = f"{len(numbers)} 个词牌、{len(all_cipai())} 体，写成 {done} / {total} 首（{done / total:.1%}）"
-    return "\n".join([told, "", *tally.lines(), *(f"没有写成：{line}" for line in failed[:10])])
+    lines = [*tally.lines(), "", *perplexities(writer), *(f"没有写成：{line}" for line in failed[:10])]
+    return "\n".join([told, "", *lines])
+
+
+def perplexities(writer: Writer) -> list[str]:
+    """每体一首（种子 1），不加约束的模型读它的困惑度：守词牌的、只定行长的、自由写的。"""
+    from forms import text_nats
+
+    sides: dict[str, list[str]] = {}
+    numbers: dict[str, int] = {}
+    for form in all_cipai():
+        numbers[form.name] = number = numbers.get(form.name, 0) + 1
+        lengths = ",".join(str(line.most) for line in form.form.pattern)
+        alone = {"lines": len(form.form.pattern), "line_chars": lengths}
+        ways = {f"词牌，{count} 稿": {"cipai": f"{form.name}{number}", "candidates": count} for count in (1, 8)}
+        ways |= {f"只定行长，{count} 稿": alone | {"candidates": count} for count in (1, 8)}
+        for name, changes in ways.items():
+            sides.setdefault(name, []).append(write(writer, 1, **changes)[0])
+        free = dataclasses.replace(DEFAULTS, max_tokens=sum(line.most for line in form.form.pattern))
+        sides.setdefault("自由写", []).append(
+            writer.write("", free, 1 + len(sides["词牌，1 稿"]), lambda text: None)[0].text
+        )
+    table = ["| 怎样写的 | 困惑度（每词元） |", "| --- | --- |"]
+    for name, texts in sides.items():
+        found = text_nats(writer, texts)  # type: ignore[arg-type]  # 只用到 model 与 tokenizer
+        table.append(f"| {name} | {math.exp(found['nats'].sum() / found['tokens'].sum()):.1f} |")
+    return table
 
 
 def judge_cipai(tally: Tally, song: str, form: Form) -> None:
