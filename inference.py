@@ -17,7 +17,7 @@ from flags import Flag, constants
 from lyrics.cipai import cipai_list
 from lyrics.form import LyricsError
 from lyrics.notation import form_text
-from lyrics.sound import lines_of, rhyme_class
+from lyrics.sound import lines_of
 from terminal import BROKEN_TEXT, UserError, is_out_of_memory, line_numbers, run_script
 from training.checkpoint import BEST, CheckpointError
 from training.device import DeviceError, device_name, peak_memory_gb
@@ -99,8 +99,7 @@ class Printer:
     def write(self, prompt: str, settings: Settings) -> None:
         """一首时边写边送，几首时写完再依次送。"""
         seed = settings.seed if settings.seed is not None else secrets.randbelow(2**31 - 1)
-        if settings.line_by_line():
-            self.writer.plan(settings.form(), settings, prompt)  # 写不成的，先说再写
+        self.writer.require(settings, prompt)
         _tell(f"种子 {seed}")
         with self.around():
             if settings.num_samples == 1:
@@ -284,11 +283,13 @@ class Conversation:
         _tell(f"留住第 {shown} 行；/again 重写其余" if shown else "没有留住的行")
 
     def rhymes(self, argument: str) -> None:
-        name = rhyme_class(argument)
-        if name is None:
+        found = self.writer.rhymes.find(argument)
+        if found is None:
             raise UserError("请给一个汉字，例如 /rhymes 月")
-        found = self.writer.vocabulary.rhyming(name)
-        _tell(f"{name}辙，常用的在前：\n{' '.join(found[:120])}")
+        _tell(f"{found.name}，常用的在前：\n{' '.join(found.characters[:120])}")
+        for title, words in (("两个字的", found.words), ("后两个字都押的", found.double), ("相近的", found.near)):
+            if words:
+                _tell(f"{title}：{' '.join(words[:40])}")
 
     def _song(self) -> Song:
         """最近写的一首。"""
