@@ -7,6 +7,7 @@ import asyncio
 import errno
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -63,6 +64,8 @@ FLAGS = [
 def main(argv: Sequence[str]) -> int:
     given = flags.parse_flags(FLAGS, argv, "webui.py", DESCRIPTION)
     options = {flag.name: given.get(flag.name, flag.default) for flag in FLAGS}
+    if options["token"] and not re.fullmatch("[!-~]+", options["token"]):  # 浏览器的请求头里写不了别的
+        raise UserError("--token 只能是英文字母、数字与符号，不带空格")
     places = {name: flags.rooted(options[name], name in given) for name in ("checkpoint", "copy_index")}
     listening = listen(options["host"], options["port"])
     writer, _, _, about = load_writer(
