@@ -21,9 +21,9 @@ function complain(message) {
   $("problem").hidden = !message;
 }
 
-function showErrorsOf(error) {
+function showErrorsOf(error, focus = true) {
   const field = showErrors(error.errors ?? {});
-  field?.focus();
+  if (focus) field?.focus();
   const other = Object.entries(error.errors ?? {}).filter(([name]) => !document.getElementById(`f-${name}`));
   complain(error.message || other.map(([, message]) => message).join("；"));
 }
@@ -66,7 +66,7 @@ function show() {
 }
 
 // 去写一件；用 take 收每一件事。停下、出错都留着写到的
-async function work(path, body, take, done = "写好了") {
+async function work(path, body, take, done = null) {
   if (writing) return;
   writing = new AbortController();
   complain("");
@@ -87,7 +87,7 @@ async function work(path, body, take, done = "写好了") {
         saved = performance.now();
       }
     }
-    say(problem ? "" : `${done}${seed != null ? `，种子 ${seed}` : ""}`);
+    say(problem ? "" : done ?? `写好了，种子 ${seed}`);
     complain(problem ?? "");
   } catch (error) {
     if (error.name === "AbortError") say("停下了，写到的还在");
@@ -108,7 +108,7 @@ async function write() {
   if (!found || writing) return;
   const { title = "", singer = "" } = settings();
   let fresh = false;
-  if ($("status").getBoundingClientRect().top > innerHeight) $("status").scrollIntoView(); // 手机上，歌在表单下面
+  if ($("status").getBoundingClientRect().top > innerHeight * 0.6) $("status").scrollIntoView(); // 手机上，歌在表单下面
   const seed = await work("/api/write", { prompt: prompt(), settings: settings() }, (event) => {
     if (event.seed != null) {
       if (!fresh) {
@@ -174,30 +174,26 @@ async function rewrite(id) {
   if (options.length) editor.offer(id, options);
 }
 
-// 各栏写得对不对、各行该几个字；不对的说在栏旁，什么也不送
-async function check() {
+// 各栏写得对不对、各行该几个字；不对的说在栏旁，什么也不送。边填边查的（typing）不动光标
+async function check(typing = false) {
   try {
     const found = await ask("/api/check", { prompt: prompt(), settings: settings() });
     editor.wanted = found.wanted;
     editor.refresh();
     const wrong = Object.keys(found.errors).length > 0;
-    if (wrong) showErrorsOf(found);
+    if (wrong) showErrorsOf(found, !typing);
     else {
       showErrors({});
       complain("");
     }
     return wrong ? null : found;
   } catch (error) {
-    showErrorsOf(error);
+    showErrorsOf(error, !typing);
     return null;
   }
 }
 
-const checkSoon = soon(400, async () => {
-  const focused = document.activeElement;
-  await check();
-  focused?.focus();
-});
+const checkSoon = soon(400, () => check(true));
 
 function step(by) {
   if (writing || !book.step(by)) return;
@@ -285,7 +281,7 @@ async function start() {
   startRhymes((word) => editor.insert(word));
   listen();
   show();
-  await check();
+  await check(true);
   document.body.dataset.ready = "";
 }
 

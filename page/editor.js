@@ -132,7 +132,7 @@ export class Editor {
     row.lock.setAttribute("aria-label", `留住${number ? `第 ${number} 行` : "空行"}`);
     row.lock.classList.toggle("unseen", !number);
     row.item.classList.toggle("selected", selected);
-    row.item.classList.toggle("locked", line.locked);
+    row.item.classList.toggle("blank", !number);
     this.#refreshMarks(row, line, number, info);
     if (selected && !row.tools.children.length) row.tools.append(...this.#tools(line.id));
     row.tools.hidden = !selected;

@@ -114,7 +114,7 @@ export function showErrors(errors) {
 // 地址里是设置：同样的检查点打开它，写出同样的一首
 export function toAddress(seed) {
   const values = { prompt: prompt(), ...settings() };
-  if (seed != null && !values.num_samples) values.seed ??= seed;
+  if (seed != null) values.seed ??= seed;
   const given = new URLSearchParams(Object.entries(values).filter(([, value]) => value !== ""));
   history.replaceState(null, "", `#${given}`);
 }

@@ -444,6 +444,24 @@ def test_stop_is_never_shown(text, stops, data):
     assert said == (text[: min(places)] if places else text)
 
 
+def test_examples_in_the_documentation(served, capsys):
+    """docs/webui.md 的 curl 与 Python 两个例子照写就能用，写出同一首。"""
+    page = (REPOSITORY / "docs" / "webui.md").read_text(encoding="utf-8").replace("http://127.0.0.1:7860", served.url)
+    curl = next(block for block in re.findall(r"```bash\n(.*?)```", page, re.S) if block.startswith("curl"))
+    answer = subprocess.run(["bash", "-c", curl], capture_output=True, check=True, encoding="utf-8").stdout
+    song = json.loads(answer)["choices"][0]["text"]
+    assert len(sung_lines("今夜我" + song)) == 4
+    exec(re.search(r"```python\n(.*?)```", page, re.S)[1], {})
+    assert capsys.readouterr().out == f"今夜我{song}\n"
+
+
+def test_flags_in_the_documentation():
+    """docs/webui.md 的表列出全部参数。"""
+    page = (REPOSITORY / "docs" / "webui.md").read_text(encoding="utf-8")
+    table = page.split("| 参数 | 默认")[1]
+    assert set(re.findall(r"`--([a-z_]+)`", table)) == {flag.name for flag in webui.FLAGS}
+
+
 # ---- 不成样子的请求 ----
 
 PATHS = ("/api/write", "/api/more", "/api/rest", "/api/rewrite", "/api/lines", "/api/rhymes", "/v1/completions")
