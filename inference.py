@@ -139,7 +139,7 @@ HELP = """输入歌词的开头，回车开始写；Ctrl-C 停下这一首，Ctr
   /more             接着往下写
   /rewrite 3        另给第 3 行五种写法（同样的字数与韵，与前后相接），选一种换上
   /lock 1-4         留住这些行，/again 只重写其余；/lock none 放开
-  /rhymes 月        与这个字同韵的常用字
+  /rhymes 月        与这个字（或一行的末字）同韵、双押、近韵的
   /like 文件        照这首歌（或句式）的样子写；/like none 不照
   /cipai 如梦令     照词牌写；/cipai 列出词牌，/cipai none 不照
   /set              查看设置；/set temperature 0.8 改一项（none 表示不用）
