@@ -33,7 +33,7 @@ from optimizer import build_optimizers
 from terminal import UserError, run_script
 from training.device import DeviceError, cpu_features, device_name, native_half, pick_device, setup
 from training.processes import Processes
-from writing.cuda_graph import RecordedStep, worth_recording
+from writing.cuda_graph import GraphPool, RecordedDraw, RecordedStep, worth_recording
 from writing.decode import CannotFuse, Decoder, fused_steps, load_library
 from writing.drafts import Composer
 from writing.kernels import WRITING_DTYPES, prepare_for_writing
@@ -62,7 +62,9 @@ STEP = "make_step"  # 模型上记着它的一步的属性
 SHAPES = {  # 训练：层数、头数、维度、每步几个序列、长度
     "cpu 预设": (4, 4, 256, 8, 256),
     "14.6M": (6, 6, 384, 8, 256),
+    "85M": (12, 12, 768, 16, 1024),
 }
+BIGGEST = "85M"  # 只在显卡上测
 
 
 def main(argv: Sequence[str]) -> int:
@@ -91,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
 
 def measure(device: torch.device, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if options["only"] != "writing":
-        for name in SHAPES:
+        for name in [name for name in SHAPES if device.type == "cuda" or name != BIGGEST]:
             yield training(name, device, options["rounds"], compiled=not options["quick"])
     if options["only"] != "training":
         yield from measure_writing(device, options)
@@ -131,7 +133,7 @@ def measure_writing(device: torch.device, options: dict[str, Any]) -> Iterator[d
 def use_device(name: str) -> torch.device:
     """选定设备；指明了卡号的，就在那块卡上测。"""
     device = pick_device(name)
-    if device.type == "cuda":
+    if device.index is not None:
         torch.cuda.set_device(device)
     return device
 
@@ -238,7 +240,7 @@ def prefill(model: GPT, peer: Any, rounds: int) -> dict[str, Any]:
 
 def graphed(model: GPT, tokens: int, rounds: int) -> dict[str, Any]:
     """一首歌，重放 CUDA 图与逐个启动内核相比；录图的时间算在内。"""
-    with_graph, without = (lambda m=m: write(model, tokens, make_step=m) for m in (RecordedStep, generation.TorchStep))
+    with_graph, without = (lambda: write(model, tokens)), (lambda: write(model, tokens, 1, generation.TorchStep))
     return alternate(f"写 {tokens} 个词元，CUDA 图", tokens, rounds, with_graph, without, "逐个启动")
 
 
@@ -263,13 +265,18 @@ def formed(model: GPT, rounds: int) -> Iterator[dict[str, Any]]:
     form = make_form(lines, str(characters), "auto", "AABA", "", None)
     sampling = generation.Sampling(max_tokens=tokens)
 
+    make_step, draw = step_of(model), generation.draw
+    if model.embedding.weight.is_cuda:
+        make_step, draw = GraphPool(), RecordedDraw()
+
     def compose(candidates: int) -> None:
         plan = SongPlan(form, vocabulary, lambda text: [])
         ends = [vocabulary.newline_id, vocabulary.eos_id]
-        list(plan.write(Composer(model, PROMPT, sampling, ends, candidates=candidates, make_step=step_of(model))))
+        composer = Composer(model, PROMPT, sampling, ends, candidates=candidates, make_step=make_step, draw=draw)
+        list(plan.write(composer))
 
     def freely() -> None:
-        list(generation.generate(model, PROMPT, sampling, stop_id=-1, make_step=step_of(model)))
+        list(generation.generate(model, PROMPT, sampling, stop_id=-1, make_step=make_step, draw=draw))
 
     name, one, several = f"守句式写 {lines} 行 × {characters} 字", (lambda: compose(1)), (lambda: compose(CANDIDATES))
     yield alternate(name, tokens, rounds, one, freely, "自由写")
@@ -337,16 +344,24 @@ def _peer_step(model: GPT, ids: torch.Tensor, wrap: Callable[[Any], Any]) -> tup
     return lambda: forward(input_ids=x, labels=x).loss, neox, optimizer
 
 
+_recorded_draw = RecordedDraw()
+
+
 def step_of(model: GPT) -> generation.MakeStep:
     return getattr(model, STEP, generation.TorchStep)
 
 
 def write(model: GPT, tokens: int, songs: int = 1, make_step: generation.MakeStep | None = None) -> None:
     """贪心写 songs 首；CUDA 上写得够长就录成图。"""
-    device, sampling = model.embedding.weight.device, generation.Sampling(max_tokens=tokens, temperature=0)
-    if make_step is None:
-        make_step = RecordedStep if worth_recording(device, None, tokens, songs) else step_of(model)
-    for _ in generation.generate(model, PROMPT, sampling, stop_id=-1, num_samples=songs, make_step=make_step):
+    device, sampling, draw = (
+        model.embedding.weight.device,
+        generation.Sampling(max_tokens=tokens, temperature=0),
+        generation.draw,
+    )
+    if make_step is None and worth_recording(device, None, tokens, songs):
+        make_step, draw = RecordedStep, _recorded_draw
+    step = make_step or step_of(model)
+    for _ in generation.generate(model, PROMPT, sampling, stop_id=-1, num_samples=songs, make_step=step, draw=draw):
         pass
 
 

@@ -7,7 +7,7 @@
 from typing import Any
 
 # ---- 预设 ----
-PRESET = "auto"  # auto：有加速卡用 gpu，没有用 cpu；gpu：下面的常量；cpu：笔记本几分钟训完样例的小模型
+PRESET = "auto"  # auto：有 CUDA 显卡用 gpu，苹果芯片用 mac，都没有用 cpu；gpu 是下面的常量，别的见末尾的 PRESETS
 
 # ---- 数据与分词 ----
 LYRICS_DIR = "ChineseLyrics"  # 歌词文件夹（*.json、*.csv、*.txt、*.lrc 等，见 ChineseLyrics/README.md）
@@ -24,13 +24,14 @@ N_HEADS = 12  # 注意力头数
 N_EMBED = 768  # 隐藏维度
 MAX_SEQ_LEN = 1024  # 上下文长度（词元）
 DROPOUT = 0.1  # 训练时的丢弃率
+SEPARATE_SONGS = False  # 一个窗口里的几首歌互相看不见：学得更好，但用不了 Flash Attention
 
 # ---- 训练 ----
 TRAIN_ITERS = 2000  # 优化步数
 FIT_TO_CORPUS = True  # 语料小得要反复学几十轮时，步数、批量、预热、评估间隔与正则随它调整；false 照常量
 PATIENCE = 5  # 连续这么多次评估没有更好就停下；none 不提前停
 BATCH_SIZE = 64  # 每个优化步的序列数
-MICRO_BATCH_SIZE = None  # 一次前向的序列数；none 表示整批一次，显存不够就调小，数学不变
+MICRO_BATCH_SIZE = None  # 一次前向的序列数，数学不变；none：随空闲的显存而定，没有显卡就整批一次
 ACTIVATION_CHECKPOINTING = False  # 反传时重算各层，省下大半显存，约慢三成，数学不变
 OPTIMIZER = "muon"  # muon：线性层的权重矩阵用 Muon，其余用 AdamW；adamw：全部用 AdamW
 LEARNING_RATE = 3e-4  # AdamW 的最高学习率
@@ -62,12 +63,28 @@ SWANLAB_PROJECT = "chinese-lyrics"  # SwanLab 项目名
 
 PRESETS: dict[str, dict[str, Any]] = {
     "gpu": {},
+    "mac": {
+        "N_LAYERS": 6,
+        "N_HEADS": 6,
+        "N_EMBED": 384,
+        "MAX_SEQ_LEN": 512,
+        "SEPARATE_SONGS": True,
+        "TRAIN_ITERS": 1000,
+        "BATCH_SIZE": 16,
+        "LEARNING_RATE": 6e-3,
+        "MIN_LR": 6e-4,
+        "WARMUP_ITERS": 100,
+        "EVAL_INTERVAL": 100,
+        "SAVE_INTERVAL": 100,
+        "USE_COMPILE": False,
+    },
     "cpu": {
         "N_LAYERS": 4,
         "N_HEADS": 4,
         "N_EMBED": 256,
         "MAX_SEQ_LEN": 256,
         "DROPOUT": 0.0,
+        "SEPARATE_SONGS": True,
         "TRAIN_ITERS": 200,
         "BATCH_SIZE": 8,
         "LEARNING_RATE": 1.2e-2,  # 词嵌入要学得快（docs/recipe.md）；OPTIMIZER 换成 adamw 时改回 3e-3

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,12 +25,12 @@ import generation
 from corpus.batches import IGNORED, validation_batches
 from corpus.cleaning import CLEANING_VERSION
 from corpus.files import CorpusError
-from corpus.tokens import Corpus, prepare
+from corpus.tokens import Corpus, decode_songs, prepare
 from corpus.weights import parse_weights
 from flags import Flag, constants
 from lyrics.copies import CopyIndex
 from lyrics.form import LyricsError
-from lyrics.sound import RHYME_CLASSES, lines_of, normalise, rhyme_class, sung_count
+from lyrics.sound import RHYME_CLASSES, normalise, rhyme_class, sung_count
 from measures import (
     LOSS_METRICS,
     SONG_METRICS,
@@ -44,10 +44,11 @@ from measures import (
 )
 from model import GPT
 from terminal import Display, UserError, duration, run_script
-from tokenizer import Tokenizer, TokenizerError
+from tokenizer import TokenizerError
 from training import checkpoint
 from training.checkpoint import BEST, METRICS, CheckpointError
 from training.device import DeviceError, device_name, pick_device
+from writing import copying
 from writing.kernels import WRITING_DTYPES, prepare_for_writing
 
 DESCRIPTION = "量检查点的质量：留出的损失，写出的歌与真人的歌。"
@@ -71,14 +72,6 @@ FLAGS = [
 BATCH = 32  # 成批写歌、成批算困惑度时几首一批
 LONGEST_BAR = 24  # 画行长时，再长的行都算在这里
 CHINESE_FONTS = "Noto Sans CJK,Noto Sans SC,Source Han Sans,WenQuanYi,Microsoft YaHei,SimHei,PingFang,Heiti,Songti"
-
-
-class Lyric(NamedTuple):
-    """语料里的一首：歌名、歌手（没有则空）、正文。"""
-
-    title: str
-    singer: str
-    text: str
 
 
 def main(argv: Sequence[str]) -> int:
@@ -169,19 +162,8 @@ class Evaluation:
         folder, identity = self.options["copy_index"], f"{self.tokenizer.fingerprint} {self.corpus.fingerprint}"
         found = CopyIndex.load(folder, identity)
         if found is None:
-            songs = self.train + self.held_out
-            labels = [
-                f"《{song.title}》{song.singer}" if song.title else f"「{lines_of(song.text)[0]}」" for song in songs
-            ]
-            try:
-                texts = [song.text for song in songs]
-                CopyIndex.build(texts, labels, folder, identity, len(self.train), self.display.progress)
-            except OSError as error:
-                raise UserError(f"写不了照抄索引 {folder}：{error.strerror or error}") from None
-            self.display.line(f"已建照抄索引 {folder}：{len(songs):,} 首")
-            found = CopyIndex.load(folder, identity)
-            if found is None:
-                raise UserError(f"照抄索引 {folder} 写好后读不回来：另一个进程也在建？请再运行一次")
+            found = copying.build_index(folder, identity, self.train, self.held_out, self.display.progress)
+            self.display.line(f"已建照抄索引 {folder}：{len(self.train) + len(self.held_out):,} 首")
         return found
 
 
@@ -244,17 +226,6 @@ def corpus_difference(saved: Any, fingerprint: str) -> str:
     if saved["files"] != fingerprint:
         return "{} 的内容与检查点训练时的不同"
     return "" if saved["cleaning"] == CLEANING_VERSION else "{} 的清洗规则与检查点训练时的不同"
-
-
-def decode_songs(stream: np.ndarray, tokenizer: Tokenizer) -> Iterator[Lyric]:
-    """词元流 → 一首首歌。"""
-    start = 0
-    for end in np.flatnonzero(stream == tokenizer.eos_id):
-        song = stream[start:end].tolist()
-        start = int(end) + 1
-        body = song.index(tokenizer.lyric_id)
-        singer = song.index(tokenizer.singer_id) if tokenizer.singer_id in song[:body] else body
-        yield Lyric(tokenizer.decode(song[:singer]), tokenizer.decode(song[singer:body]), tokenizer.decode(song[body:]))
 
 
 def measure_loss(evaluation: Evaluation) -> list[Row]:

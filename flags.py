@@ -54,6 +54,7 @@ class Flag(NamedTuple):
     default: Any
     rule: Rule
     help: str
+    group: str = "参数"  # --help 里在哪一组
 
 
 def whole(minimum: int, maximum: int | None = None, optional: bool = False) -> Rule:
@@ -103,6 +104,7 @@ RULES = {
     "N_EMBED": whole(2, 100_000),
     "MAX_SEQ_LEN": whole(8, 2**20),
     "DROPOUT": number(lambda v: 0 <= v < 1, "0 到 1（不含 1）的数"),
+    "SEPARATE_SONGS": BOOLEAN,
     "TRAIN_ITERS": whole(1),
     "FIT_TO_CORPUS": BOOLEAN,
     "PATIENCE": whole(1, optional=True),
@@ -135,7 +137,6 @@ RULES = {
     "USE_SWANLAB": BOOLEAN,
     "SWANLAB_PROJECT": text(),
 }
-
 
 _missing = [name for name in (*RULES, "PRESETS") if not hasattr(constants, name)]
 if _missing:
@@ -215,12 +216,12 @@ def parse_flags(flags: Sequence[Flag], argv: Sequence[str], program: str, descri
         add_help=False,
         allow_abbrev=False,
     )
-    group = parser.add_argument_group("参数")
-    group.add_argument("-h", "--help", action="store_true", help="显示本说明")
+    groups = {name: parser.add_argument_group(name) for name in dict.fromkeys(flag.group for flag in flags)}
+    next(iter(groups.values())).add_argument("-h", "--help", action="store_true", help="显示本说明")
     missing = object()
     for flag in flags:
         default = "" if flag.default is None else f"（默认 {_spelled(flag.default)}）"
-        group.add_argument(
+        groups[flag.group].add_argument(
             f"--{flag.name}",
             nargs="?",
             const="true" if flag.default is False else missing,  # 单写 --stats 就是 --stats true
@@ -322,6 +323,7 @@ class RunConfig:
     n_embed: int
     max_seq_len: int
     dropout: float
+    separate_songs: bool
     train_iters: int
     fit_to_corpus: bool
     patience: int | None
@@ -356,12 +358,12 @@ class RunConfig:
     typed: frozenset[str] = frozenset()  # 命令行上写明的，小写
 
 
-def resolve(argv: Sequence[str], has_accelerator: bool, program: str = "train.py", description: str = "") -> RunConfig:
+def resolve(argv: Sequence[str], best_preset: str, program: str = "train.py", description: str = "") -> RunConfig:
     """常量 < 预设 < 命令行，得到冻结的 `RunConfig`。
 
     Args:
         argv: 命令行参数（不含程序名）。
-        has_accelerator: 是否有 GPU；只用来决定 PRESET="auto"。
+        best_preset: 这台机器宜用的预设；PRESET="auto" 就是它，指明 --device cpu 时是 cpu。
 
     Raises:
         UserError: 列出全部不合法的值。
@@ -382,7 +384,7 @@ def resolve(argv: Sequence[str], has_accelerator: bool, program: str = "train.py
     preset = given.get("preset", values["PRESET"])
     if preset == "auto":
         on_cpu = given.get("device", values["DEVICE"]).startswith("cpu")
-        preset = "gpu" if has_accelerator and not on_cpu else "cpu"
+        preset = "cpu" if on_cpu else best_preset
     values |= _preset_values(preset)
     for name, value in given.items():
         values[name.upper()] = Path.cwd() / value if isinstance(value, Path) else value

@@ -91,7 +91,7 @@ def sample(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
         return _draw(torch.softmax(top, dim=-1), index, uniform, sampling.top_p)
     probabilities = torch.softmax(logits, dim=-1)
     chosen = None
-    if sampling.top_p < 1 and vocab_size > CANDIDATES:
+    if sampling.top_p < 1 and vocab_size > CANDIDATES and not logits.is_cuda:  # 显卡上全排也快，而问够不够要等它
         top, index = probabilities.topk(CANDIDATES)
         chosen = _draw(top, index, uniform, sampling.top_p)
         enough = top.cumsum(dim=-1)[:, -1] >= sampling.top_p
@@ -108,6 +108,39 @@ def _draw(probabilities: Tensor, index: Tensor, uniform: Tensor, top_p: float) -
     total = cumulative.gather(-1, kept - 1)
     chosen = (cumulative <= uniform[:, None].to(cumulative) * total).sum(dim=-1, keepdim=True)
     return index.gather(-1, torch.minimum(chosen, kept - 1)).squeeze(-1)
+
+
+def draw(
+    logits: Tensor, seen: Tensor | None, banned: Tensor | None, uniform: Tensor, sampling: Sampling
+) -> tuple[Tensor, Tensor]:
+    """调整、抽样：词元 (B,) 与调整过的 logits (B, V)。参数见 `adjust_logits`、`sample`。"""
+    adjusted = adjust_logits(logits, seen, banned, sampling)
+    return sample(adjusted, uniform, sampling), adjusted
+
+
+Draw = Callable[[Tensor, Tensor | None, Tensor | None, Tensor, Sampling], tuple[Tensor, Tensor]]
+
+
+class Uniforms:
+    """每首歌自己的一串随机数，一段一段地先抽好搬到设备上：逐个搬，显卡每个词元都要等一次。
+
+    Args:
+        seeds: 每首歌的种子。
+    """
+
+    BLOCK = 64
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._device = device
+
+    def at(self, step: int) -> Tensor:
+        """第 step 步（从 0 起，依次取）各首的随机数 (歌数,)。"""
+        place = step % self.BLOCK
+        if not place:
+            songs = [torch.cat([torch.rand(1, generator=each) for _ in range(self.BLOCK)]) for each in self._generators]
+            self._block = torch.stack(songs, dim=1).to(self._device)
+        return self._block[place]
 
 
 class Step(Protocol):
@@ -233,6 +266,7 @@ def generate(
     num_samples: int = 1,
     refused_ids: Sequence[int] = (),
     make_step: MakeStep = TorchStep,
+    draw: Draw = draw,
 ) -> Iterator[list[tuple[int, int]]]:
     """从同一段前文写 num_samples 首，逐步给出。
 
@@ -242,7 +276,7 @@ def generate(
         banned_ids: 不许出现的词元。
         refused_ids: 抽到了就另抽的词元；没有抽到它们的歌，与不管它们时一字不差。
         unpunished_ids: 不受重复惩罚的词元（换行若受罚，行会越写越长）。
-        make_step: 备好解码的一步：模型自己的前向，或更快的。
+        make_step, draw: 解码的一步、抽样：模型自己的前向与 `draw`，或更快的。
 
     Yields:
         每步一个列表 [(第几首, 词元), …]，只含还没写完的歌。
@@ -251,22 +285,22 @@ def generate(
         raise ValueError("前文为空")
     device = model.embedding.weight.device
     vocab_size = model.config.vocab_size
-    generators = [torch.Generator().manual_seed(song_seed(sampling.seed, row)) for row in range(num_samples)]
+    uniforms = Uniforms([song_seed(sampling.seed, row) for row in range(num_samples)], device)
     banned = token_mask(banned_ids, vocab_size, device)
     unfinished = token_mask([*banned_ids, stop_id], vocab_size, device)  # 写满 min_tokens 之前禁用的
     punishable = ~token_mask(unpunished_ids, vocab_size, device)
     refused = frozenset(refused_ids)
     rows = list(range(num_samples))  # 还在写的是第几首
+    places = torch.arange(num_samples, device=device)
     context = Context(model, prompt, sampling.max_tokens, make_step)
     logits = context.start()
     if num_samples > 1:  # 几首相同的前文只读一遍
         context, logits = context.branch(num_samples, sampling.max_tokens), logits.expand(num_samples, -1)
     seen = seen_tokens(context, punishable) if sampling.repetition_penalty != 1.0 else None
     for step in range(sampling.max_tokens):
-        uniform = torch.cat([torch.rand(1, generator=generators[row]) for row in rows]).to(device)
+        uniform = uniforms.at(step)[places]
         forbidden = unfinished if step < sampling.min_tokens else banned
-        adjusted = adjust_logits(logits, seen, forbidden, sampling)
-        token = sample(adjusted, uniform, sampling)  # (B,)
+        token, adjusted = draw(logits, seen, forbidden, uniform, sampling)
         chosen = token.tolist()
         _draw_again(adjusted, token, chosen, uniform, refused, sampling)
         going = [place for place, choice in enumerate(chosen) if choice != stop_id]
@@ -276,6 +310,7 @@ def generate(
             return
         if len(going) < len(rows):  # 写完的歌离开批次
             rows, kept = [rows[place] for place in going], torch.tensor(going, device=device)
+            places = torch.tensor(rows, device=device)
             context.keep_rows(kept)
             token, seen = token[kept], seen[kept] if seen is not None else None
         if seen is not None:

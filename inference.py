@@ -18,24 +18,27 @@ from lyrics.cipai import cipai_list
 from lyrics.form import LyricsError
 from lyrics.notation import form_text
 from lyrics.sound import lines_of
-from terminal import BROKEN_TEXT, UserError, is_out_of_memory, line_numbers, run_script
+from terminal import BROKEN_TEXT, Display, UserError, is_out_of_memory, line_numbers, run_script
 from training.checkpoint import BEST, CheckpointError
 from training.device import DeviceError, device_name, peak_memory_gb
+from writing.copying import index_of_checkpoint
 from writing.loading import load_writer, open_copies
-from writing.settings import GRAPHS, RUN_FLAGS, SONG_FLAGS, Settings, shown_form
+from writing.settings import GRAPHS, RUN_FLAGS, SONG_FLAGS, Settings, grouped, shown_form
 from writing.stats import Stats
 from writing.writer import Song, Writer
 
 DESCRIPTION = "用训练好的检查点写歌词。不带 --prompt 时进入对话；/help 查看对话里的命令。"
 # 给了这些之一而没有开头，就从头写一首，不进入对话
 WRITES_FROM_NOTHING = ("title", "singer", "lines", "acrostic", "structure", "like", "cipai", "keywords")
-FLAGS = [
-    Flag("checkpoint", Path(constants.CHECKPOINT_DIR) / BEST, flags.path(), "检查点；架构与分词器都从它读出"),
-    Flag("prompt", None, flags.text(), "歌词的开头"),
-    *SONG_FLAGS,
-    *RUN_FLAGS,
-    Flag("copy_index", Path(constants.CACHE_DIR) / "copies", flags.path(), "语料的索引；要用而没有就建"),
-]
+FLAGS = grouped(
+    [
+        Flag("checkpoint", Path(constants.CHECKPOINT_DIR) / BEST, flags.path(), "检查点；架构与分词器都从它读出"),
+        Flag("prompt", None, flags.text(), "歌词的开头"),
+        *SONG_FLAGS,
+        *RUN_FLAGS,
+        Flag("copy_index", Path(constants.CACHE_DIR) / "copies", flags.path(), "语料的索引；要用而没有就建"),
+    ]
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -54,7 +57,13 @@ def main(argv: Sequence[str]) -> int:
     _tell(about)
     stats = Stats(dtype, time.perf_counter() - began) if options["stats"] else None
     required = bool(settings.max_copy or options["check_copy"])
-    writer.copies = open_copies(places["copy_index"], writer.tokenizer, required)
+    writer.copies = open_copies(places["copy_index"], writer.tokenizer, False)
+    display = Display(sys.stderr)
+    writer.find_copies = lambda: index_of_checkpoint(
+        places["checkpoint"], writer.tokenizer, places["copy_index"], display.line, display.progress
+    )
+    if required:
+        writer.copies = writer.copies or writer.find_copies()
     writer.cuda_graph = GRAPHS[options["cuda_graph"]]
     if writer.cuda_graph and device.type != "cuda":
         raise DeviceError(f"--cuda_graph true 只用于 CUDA，这里是 {device_name(device)}")
@@ -224,7 +233,7 @@ class Conversation:
         if not argument:
             _tell(cipai_list() if name == "cipai" else "请写明文件，例如 /like 一首歌.txt")
             return
-        self.settings = self._changed({"like": "none", "cipai": "none", name: argument})
+        self.settings = self._changed({"like": "none", "cipai": "none", "keep_tones": "false", name: argument})
         form = self.settings.form()
         if form.patterned:
             _tell(f"{form_text(form)}输入开头，或 /again 从头写")
@@ -326,7 +335,7 @@ class Conversation:
         changed = dataclasses.replace(self.settings, **found)
         changed.form()
         if changed.max_copy and self.writer.copies is None:
-            raise UserError("没有这个模型的语料索引；请先运行 python evaluate.py --only index")
+            self.writer.copies = self.writer.find_copies()
         return changed
 
     def save(self, argument: str) -> None:

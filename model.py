@@ -58,18 +58,14 @@ class ModelConfig:
 
 
 class KVCache:
-    """每层的键与值，预先分配；写歌时不必重算前文。
-
-    Args:
-        capacity: 最多容纳的词元数。
-    """
+    """每层的键与值，预先分配 capacity 个词元的；写歌时不必重算前文。"""
 
     def __init__(
         self, config: ModelConfig, batch_size: int, capacity: int, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.config = config
         shape = (config.n_layers, 2, batch_size, config.n_heads, capacity, config.head_dim)
-        self._hold(torch.empty(shape, device=device, dtype=dtype))
+        self.hold(torch.empty(shape, device=device, dtype=dtype))
         self.rope = rope_cos_sin(0, capacity, config.head_dim, config.rope_base, device)  # 一首歌只算一次
         self.capacity = capacity
         self.length = 0  # 已有的词元数
@@ -99,7 +95,7 @@ class KVCache:
 
     def keep_rows(self, rows: Tensor) -> None:
         """只留下批次中的这些行，写完的歌就此离开。"""
-        self._hold(self.entries[:, :, rows])
+        self.hold(self.entries[:, :, rows])
 
     def copy(self, rows: int, capacity: int) -> "KVCache":
         """只有一行的缓存复制成 rows 行；capacity 不少于 length。"""
@@ -108,8 +104,9 @@ class KVCache:
         made.length = self.length
         return made
 
-    def _hold(self, entries: Tensor) -> None:
-        self.entries = entries  # (L, 2, B, H, capacity, D)
+    def hold(self, entries: Tensor) -> None:
+        """键值放在这里：(L, 2, B, H, 不少于 capacity, D)。"""
+        self.entries = entries
         self.layers = [layer.unbind() for layer in entries]
 
 
@@ -137,7 +134,7 @@ class View(NamedTuple):
     cos: Tensor  # (T, 1, 1, D) float32，这些位置的旋转角
     sin: Tensor
     cache: KVCache | None = None  # 前文
-    mask: Tensor | None = None  # (T, 前文 + T)；None 表示全看得见，或没有前文、按因果遮
+    mask: Tensor | None = None  # (T, 前文 + T)，各行不同时 (B, 1, T, T)；None：全看得见，或没有前文、按因果遮
 
 
 class Attention(nn.Module):
@@ -207,6 +204,7 @@ class GPT(nn.Module):
         # 不是缓冲区：不占检查点，也不随模型转成半精度。放在编译之外，否则每一层都重算一遍正弦。
         self.rope = rope_cos_sin(0, config.max_seq_len, config.head_dim, config.rope_base, torch.device("cpu"))
         self.activation_checkpointing = False  # 训练时不留各层的中间结果，反传时重算
+        self.song_start: int | None = None  # `<s>`：没有缓存时，看不见它之前的别的歌；None 就看得见
         self._initialise()
 
     def _initialise(self) -> None:
@@ -249,11 +247,18 @@ class GPT(nn.Module):
             if len(self.rope[0]) < T:  # 比训练时还长的一段
                 self.rope = rope_cos_sin(0, T, c.head_dim, c.rope_base, tokens.device)
             cos, sin = (table[:T, None, None] for table in self.rope)
-            return View(cos, sin)
+            return View(cos, sin, mask=self._song_mask(tokens))
         if cache.length + T > cache.capacity:
             raise ValueError(f"KV 缓存容量 {cache.capacity}，装不下 {cache.length + T} 个词元")
         cos, sin = (table[:, None, None] for table in cache.angles(T))
         return View(cos, sin, cache, cache.mask(T))
+
+    def _song_mask(self, tokens: Tensor) -> Tensor | None:
+        """(B, 1, T, T) bool：只看得见同一首歌里自己与之前的；不分歌时 None。"""
+        if self.song_start is None:
+            return None
+        songs = (tokens == self.song_start).cumsum(1)
+        return (songs[:, None, :, None] == songs[:, None, None, :]).tril()
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         """与模型同设备、同精度的空缓存。"""
@@ -290,9 +295,6 @@ class GPT(nn.Module):
         return total - embedding, embedding
 
     def flops_per_token(self) -> float:
-        """训练一个词元的浮点运算数：6N + 12·L·C·T（Chowdhery 等 2022，PaLM 附录 B）。
-
-        N 含词嵌入，因为它同时是输出层的矩阵。
-        """
+        """训练一个词元的浮点运算数：6N + 12·L·C·T（Chowdhery 等 2022，附录 B）；N 含与输出层共用的词嵌入。"""
         c = self.config
         return 6 * sum(self.parameter_counts()) + 12 * c.n_layers * c.n_embed * c.max_seq_len

@@ -45,26 +45,39 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """`found_inf`（GradScaler 的约定：设备上的 0 或 1）是 1 时什么也不变，不必回主机问。"""
         (group,) = self.param_groups
+        found_inf = getattr(self, "found_inf", None)
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in parameters]
+        averages = [self._momentum(parameter) for parameter in parameters]
+        kept = 1 - group["lr"] * group["weight_decay"]
+        if found_inf is not None:  # 梯度换成动量，动量就不变
+            broken = found_inf > 0
+            gradients = [torch.where(broken, *pair) for pair in zip(averages, gradients, strict=True)]
+            kept = torch.where(broken, 1.0, kept)
+        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+        updates = torch._foreach_lerp(gradients, averages, group["momentum"])  # Nesterov
+        torch._foreach_mul_(parameters, kept)
         stacks: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = {}
-        for parameter in group["params"]:
-            if parameter.grad is None:
-                continue
-            state = self.state[parameter]
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-            average = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
-            update = parameter.grad.lerp(average, group["momentum"])  # Nesterov
+        for parameter, update in zip(parameters, updates, strict=True):
             parts = 3 if id(parameter) in self._triples else 1
             matrices = update.view(parts, -1, parameter.size(1))
             stacks.setdefault(tuple(matrices.shape[1:]), []).append((parameter, matrices))
         for shape, members in stacks.items():
-            updates = orthogonalised(torch.cat([matrices for _, matrices in members]))
+            changes = orthogonalised(torch.cat([matrices for _, matrices in members])).float()
+            if found_inf is not None:
+                changes = torch.where(broken, 0.0, changes)
+            parts = changes.split([len(matrices) for _, matrices in members])
+            whole = [change.view_as(parameter) for (parameter, _), change in zip(members, parts, strict=True)]
             step_size = group["lr"] * 0.2 * math.sqrt(max(shape))
-            sizes = [len(matrices) for _, matrices in members]
-            for (parameter, _), update in zip(members, updates.split(sizes), strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update.reshape(parameter.shape), alpha=-step_size)
+            torch._foreach_add_([parameter for parameter, _ in members], whole, alpha=-step_size)
+
+    def _momentum(self, parameter: nn.Parameter) -> Tensor:
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        return state["momentum_buffer"]
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
@@ -107,6 +120,22 @@ def build_optimizers(
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
+
+
+def update_unless(broken: Tensor, optimizers: Iterable[torch.optim.Optimizer], scaler: torch.amp.GradScaler) -> None:
+    """各走一步；broken（设备上的 bool）为真时权重与优化器的状态都不变。
+
+    显卡上不等结果：由设备自己决定走不走，主机接着备下一步；fp16 的放大倍数、MPS 上没有融合的 AdamW 仍要等。
+    """
+    if scaler.is_enabled() or broken.device.type == "mps":
+        if not broken:
+            for optimizer in optimizers:
+                scaler.step(optimizer)
+        scaler.update()
+        return
+    for optimizer in optimizers:
+        optimizer.found_inf = broken.float()  # type: ignore[attr-defined]  # GradScaler 与融合的优化器之间的约定
+        optimizer.step()
 
 
 def learning_rate_at(step: int, total: int, warmup: int, peak: float, minimum: float) -> float:

@@ -15,6 +15,16 @@ class UserError(Exception):
     """用户能自己改正的错误：只显示这一两行中文，退出码 2。"""
 
 
+_MEMORY_WORDS = (
+    "DefaultCPUAllocator",
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """显存或内存不足：CUDA 有自己的类型，CPU、MPS 与新的加速器只在文字里说。"""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -22,7 +32,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     text = str(error)
     return isinstance(error, RuntimeError) and any(
         words in text
-        for words in ("DefaultCPUAllocator", "out of memory", "can't allocate memory", "not enough memory")
+        for words in (
+            "DefaultCPUAllocator",
+            "out of memory",
+            "can't allocate memory",
+            "not enough memory",
+            "_ALLOC_FAILED",
+        )
     )
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,20 +21,21 @@ from corpus.files import CorpusError
 from corpus.tokens import Corpus
 from corpus.weights import parse_weights
 from flags import RunConfig
-from optimizer import WeightAverage, build_optimizers, scheduled_rate, set_learning_rate
+from optimizer import WeightAverage, build_optimizers, scheduled_rate, set_learning_rate, update_unless
 from terminal import Display, UserError, is_out_of_memory, run_script
 from tokenizer import TokenizerError
 from training import checkpoint, processes, report, resume
 from training.budget import fitted
 from training.checkpoint import METRICS, CheckpointError
 from training.data import look_at_corpus, prepare_corpus
-from training.device import DeviceError, Runtime, has_accelerator, peak_flops, peak_memory_gb, setup
+from training.device import DeviceError, Runtime, best_preset, peak_flops, peak_memory_gb, setup
 from training.distillation import Distillation, load_teachers
 from training.fallbacks import Abandoned, ForwardBackward
+from training.memory import first_micro_batch, free_bytes, step_bytes
 from training.processes import CommunicationError, PeerError, Processes, StopSignals
 from training.progress import Progress
 from training.saving import Saver, corpus_identity
-from training.skipped import SkippedSteps, StepResult
+from training.skipped import SkippedSteps
 from training.tracking import MetricsFile, SwanLab
 from training.validation import validation_loss, write_sample
 
@@ -42,7 +44,7 @@ DESCRIPTION = "训练中文歌词模型。常量与说明都在 config.py；这�
 
 def main(argv: Sequence[str]) -> int:
     """返回退出码：0 完成；1 另一个进程出错；128+n 被信号 n 停下，已保存。"""
-    config = flags.resolve(argv, has_accelerator(), "train.py", DESCRIPTION)
+    config = flags.resolve(argv, best_preset(), "train.py", DESCRIPTION)
     if config.inspect is not None:
         return look_at_corpus(config, config.inspect)
     group = Processes()
@@ -124,6 +126,7 @@ class Trainer:
         self.model = resume.build_model(config, self.tokenizer.vocab_size, previous, initial, display).to(
             environment.device
         )
+        self.model.song_start = self.tokenizer.bos_id if config.separate_songs else None
         self.processes.broadcast_tensors(parameter.data for parameter in self.model.parameters())
         self.optimizers = build_optimizers(
             config.optimizer, self.model, config.learning_rate, config.muon_learning_rate, config.weight_decay
@@ -145,7 +148,6 @@ class Trainer:
         sizes = config.max_seq_len, config.batch_size
         self.batches = Batches(corpus.training_stream(), *sizes, self.progress.seed, corpus.times(weights))
         self.prefetcher = Prefetcher(self._local_batch)
-        most_rows = -(-config.batch_size // self.processes.count)
         step_tokens = config.batch_size * config.max_seq_len
         self.forward_backward = ForwardBackward(
             self.model,
@@ -153,17 +155,29 @@ class Trainer:
             environment,
             self.progress.seed,
             step_tokens,
-            min(config.micro_batch_size or most_rows, most_rows),
+            self._micro_batch_size(),
             config.use_compile,
             display.line,
             self._distillation(teachers),
         )
         self.warmup = min(config.warmup_iters, max(0, config.train_iters - 1))
-        self.skipped = SkippedSteps(self.progress, self.scaler, self.processes.is_main, display)
+        self.steps = SkippedSteps(self.progress, self.scaler, self.processes.is_main, display)
         self.speed = report.Speedometer(environment.device, step_tokens, config.train_iters)
         self.metrics: MetricsFile | None = None  # 只有主进程有
         self.swanlab: SwanLab | None = None
         self.stop = StopSignals()
+
+    def _micro_batch_size(self) -> int:
+        config, processes = self.config, self.processes
+        rows, free = -(-config.batch_size // processes.count), free_bytes(self.environment.device)
+        if config.micro_batch_size is not None:
+            return min(config.micro_batch_size, rows)
+        least = first_micro_batch(self.model, config, self.environment, rows, free)
+        size = -processes.all_reduce_max(-least)  # 各进程相同
+        if free is not None:
+            needed = step_bytes(self.model, config, size, self.environment.amp_dtype is not None)
+            report.announce_memory(size, rows, needed, free, self.display)
+        return size
 
     def _distillation(self, teachers: Sequence[dict[str, Any]]) -> Callable[[Tensor, Tensor], Tensor] | None:
         if not teachers:
@@ -202,27 +216,28 @@ class Trainer:
         config, progress, started = self.config, self.progress, self.progress.iteration
         while True:
             if progress.evaluation_due:
+                self.steps.settle()
                 self.evaluate()
             signal_number = self._agreed_signal()
             stale = config.patience is not None and progress.stale_evaluations >= config.patience
             finished = (stale or progress.iteration >= config.train_iters) and not progress.evaluation_due
             save_due = progress.iteration > started and progress.iteration % config.save_interval == 0
             if finished or signal_number or save_due:
+                self.steps.settle()
                 with self.speed.paused():
                     self.saver.save_latest(ending=finished or bool(signal_number))
                 signal_number = self._agreed_signal()  # 保存时收到的：刚存好，不必再走一步
             if finished or signal_number:
                 return None if finished else signal_number
             with contextlib.suppress(Abandoned):
-                result = self.step()
-                self.skipped.count(result)
+                self.step()
                 last = progress.iteration == config.train_iters
                 progress.evaluation_due = last or progress.iteration % config.eval_interval == 0
                 if last or progress.iteration % config.log_interval == 0 or progress.iteration == 1:
-                    self.log(result)
+                    self.log()
                 self.display.progress(self.speed.progress_line(progress.iteration))
 
-    def step(self) -> StepResult:
+    def step(self) -> None:
         """一个优化步；损失或梯度不是有限的数，就不更新权重。"""
         config, iteration = self.config, self.progress.iteration
         rates = self.warmup, config.learning_rate, config.min_lr
@@ -235,21 +250,17 @@ class Trainer:
         for optimizer in self.optimizers.values():
             self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)
-        loss, gradient_norm = torch.stack([total, norm.to(total)]).tolist()  # 每步只等加速卡这一次
-        finite = math.isfinite(loss) and math.isfinite(gradient_norm)
-        if finite:
-            for optimizer in self.optimizers.values():
-                self.scaler.step(optimizer)
-        self.scaler.update()
+        values = torch.stack([total, norm.to(total)])
+        update_unless(~values.isfinite().all(), self.optimizers.values(), self.scaler)
         self.model.zero_grad(set_to_none=True)
         self.progress.iteration += 1
         self.average.update(self.progress.iteration)
-        return StepResult(loss, gradient_norm, learning_rate, skipped=not finite)
+        self.steps.add(values, learning_rate)
 
     def _local_batch(self, step: int) -> list[Tensor]:
         """第 step 步归这个进程的输入与目标，各 (序列数, T)；在另一个线程里备好。"""
         rows = self.processes.rank_slice(self.config.batch_size)
-        parts = [torch.from_numpy(part[rows]) for part in self.batches.at(step)]
+        parts = [torch.from_numpy(np.ascontiguousarray(part[rows])) for part in self.batches.at(step)]
         return [part.pin_memory() for part in parts] if self.environment.device.type == "cuda" else parts
 
     def _agreed_signal(self) -> int:
@@ -300,8 +311,10 @@ class Trainer:
             unigram = self.corpus.report["unigram_bpc"]
             report.announce_evaluation(progress, saved, unigram, sample, self.display)
 
-    def log(self, result: StepResult) -> None:
+    def log(self) -> None:
         """一行日志和一条记录。"""
+        self.steps.settle()
+        result = self.steps.latest
         device, iteration = self.environment.device, self.progress.iteration
         speed = self.speed.lap(iteration)
         if self.metrics is None:  # 只有主进程记录

@@ -9,10 +9,10 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -277,3 +277,22 @@ def read_stream(path: Path, identity: str) -> np.ndarray | None:
     except (OSError, struct.error, ValueError):
         return None
     return stream if zlib.crc32(stream.data) == checksum else None
+
+
+class Lyric(NamedTuple):
+    """语料里的一首：歌名、歌手（没有则空）、正文。"""
+
+    title: str
+    singer: str
+    text: str
+
+
+def decode_songs(stream: np.ndarray, tokenizer: Tokenizer) -> Iterator[Lyric]:
+    """词元流 → 一首首歌。"""
+    start = 0
+    for end in np.flatnonzero(stream == tokenizer.eos_id):
+        song = stream[start:end].tolist()
+        start = int(end) + 1
+        body = song.index(tokenizer.lyric_id)
+        singer = song.index(tokenizer.singer_id) if tokenizer.singer_id in song[:body] else body
+        yield Lyric(tokenizer.decode(song[:singer]), tokenizer.decode(song[singer:body]), tokenizer.decode(song[body:]))

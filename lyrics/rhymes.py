@@ -5,10 +5,17 @@ from typing import NamedTuple
 
 from lyrics.sound import in_word, normalise, rhyme_class
 from lyrics.vocabulary import Vocabulary
+from lyrics.words import phrases
 
 # 听来相近的辙：an–ang、en–eng、in–ing、o–ou；一七辙里 i 与 ü 唱来有别，分开列
 _NEAR = {"言前": "江阳", "人辰": "中东", "梭坡": "油求", "一七": "一七ü"}
 _NEAR |= {other: name for name, other in _NEAR.items()}
+
+# 虚字：含它的词元多半只是常连着写（人未、了一），注音的词组里没有就不当作词
+_FUNCTION_CHARACTERS = frozenset(
+    "不未又也都还就才已将却若是在有无见来去到得把被与和我你他她它之其而且此为可能应须莫休从自更最何几谁怎那这一二三两个人"
+    "只再没很了的着过地里上下中外边前后时处如似像向对给让叫使但便"
+)
 
 
 class Rhymes(NamedTuple):
@@ -75,13 +82,16 @@ class RhymeDictionary:
     @functools.cached_property
     def _entries(self) -> list[tuple[str, tuple[str | None, ...]]]:
         """（字或词，末两字各是哪一辙），常用的在前。"""
-        known = self.vocabulary.sure_words
         found = []
         for units in self.vocabulary.units:
             text = "".join(units)
-            if not 1 <= len(units) <= 3 or any(map(in_word, text)) or (len(units) > 1 and text not in known):
+            if not 1 <= len(units) <= 3 or any(map(in_word, text)) or not _is_word(text):
                 continue
             ends = (rhyme_kind(text),) if len(text) == 1 else (rhyme_kind(text[:-1]), rhyme_kind(text))
             if ends[-1] is not None:
                 found.append((text, ends))
         return list(dict(found).items())
+
+
+def _is_word(text: str) -> bool:
+    return len(text) == 1 or text in phrases() or not _FUNCTION_CHARACTERS & set(text)

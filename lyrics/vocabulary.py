@@ -20,12 +20,10 @@ from lyrics.sound import (
     sung_units,
 )
 from lyrics.words import (
-    FUNCTION_CHARACTERS,
     LEANS_BACK,
     LEANS_FORWARD,
     LONGEST_WORD,
     STANDS_ALONE,
-    begins_word,
     ends_word,
     one_each,
     phrases,
@@ -154,15 +152,10 @@ class Vocabulary:
         return phrases() | frozenset(word for word in joined if not any(map(in_word, word)))
 
     @functools.cached_property
-    def sure_words(self) -> frozenset[str]:
-        """停顿的两边要有的、认得的词：同上，词元里含虚字的不算。"""
-        return frozenset(word for word in self.words - phrases() if not FUNCTION_CHARACTERS & set(word)) | phrases()
-
-    @functools.cached_property
     def _continuations(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-        """词的开头几个字 → 还差的字：`words` 的与 `sure_words` 的。"""
+        """词的开头几个字 → 还差的字：`words` 的与 `phrases` 的。"""
         found: tuple[dict[str, list[str]], dict[str, list[str]]] = {}, {}
-        for words, rests in zip((self.words, self.sure_words), found, strict=True):
+        for words, rests in zip((self.words, phrases()), found, strict=True):
             for word in words:
                 for size in range(1, len(word)):
                     rests.setdefault(word[:size], []).append(word[size:])
@@ -178,25 +171,22 @@ class Vocabulary:
                 found.setdefault(start[:size], []).append(token)
         return found
 
-    def _completing(self, start: str, sure: bool = False) -> np.ndarray:
+    def _completing(self, start: str, phrases_only: bool = False) -> np.ndarray:
         """接在 start 之后恰成一个词（后面还可以有别的字）的词元。"""
-        rests = self._continuations[sure].get(start, ())
+        rests = self._continuations[phrases_only].get(start, ())
         return np.array([token for rest in rests for token in self._starting.get(rest, ())], dtype=np.int64)
 
     @functools.cached_property
-    def _pausable(self) -> np.ndarray:
-        """(3, V) 开头不是附在前一个字上的；开头是认得的词的；只有一个字的。"""
-        starts = [one_each(units[:LONGEST_WORD]) for units in self.units]
-        free = [start[:1] not in LEANS_BACK for start in starts]
-        begins = [begins_word(start, self.sure_words) for start in starts]
-        return np.array([free, begins, [len(start) < 2 for start in starts]])
+    def _leans_back(self) -> np.ndarray:
+        """(V,) 开头是附在前一个字上的。"""
+        return np.array([one_each(units[:1]) in LEANS_BACK for units in self.units])
 
     @functools.cached_property
     def _closers(self) -> np.ndarray:
         """(3, V) 末尾不是附在后一个字上的；末尾是认得的词的；只有一个字、以它开头的词写得出来的。"""
         ends = [one_each(units[-LONGEST_WORD:]) for units in self.units]
         free = [end[-1:] not in LEANS_FORWARD for end in ends]
-        known = [ends_word(end, self.sure_words) for end in ends]
+        known = [ends_word(end) for end in ends]
         return np.array([free, known, [len(end) == 1 and len(self._completing(end, True)) > 0 for end in ends]])
 
     @functools.cached_property
@@ -204,29 +194,22 @@ class Vocabulary:
         """(V,) 自成一截的一个字。"""
         return np.array([len(units) == 1 and units[0] in STANDS_ALONE for units in self.units])
 
-    def _pauses(self, written: str, place: int, sizes: tuple[int, int], careful: bool) -> np.ndarray:
+    def _pauses(self, written: str, place: int, size: int, careful: bool) -> np.ndarray:
         """(V,) 写了 written（一字一个字符）之后，哪些词元不使第 place 个字之后的停顿落在词中间；见 `may_pause`。
 
         停顿在前面、当前的位置，看停顿之后写什么；在后面，看写到那里的词元收不收得住，写不到那里的不论。
         """
         good = np.ones(len(self.texts), dtype=bool)
         if place > len(written):
-            return self._closes(written, place, sizes[0]) if careful else good
+            return self._closes(written, place, size) if careful else good
         before, after = written[:place], written[place:]
         for start in range(max(0, len(written) - LONGEST_WORD + 1), place):
             good[self._completing(written[start:])] = False
-        if not careful or len(after) > 1 or " " in (before[-1:], after[:1]):
+        if not careful or after or before[-1:] == " ":
             return good
-        free, begins, short = self._pausable
-        marks = self.counts == 0
-        if after:  # 才一个字：接上的要拼成认得的词
-            if sizes[1] > 1 and not begins_word(after, self.sure_words):
-                marks[self._completing(after, True)] = True
-                good &= marks
-            return good
-        if not ends_word(before, self.sure_words, sizes[0]):
-            return marks
-        return good & (marks | free & (begins | short & self._closers[2]) if sizes[1] > 1 else marks | free)
+        if not ends_word(before, size):
+            return self.counts == 0
+        return good & ~self._leans_back
 
     def _closes(self, written: str, place: int, size: int) -> np.ndarray:
         """(V,) 写到 place 的词元里，末尾是认得的词、收得住的；写不到的都算。"""
@@ -238,8 +221,6 @@ class Vocabulary:
         for start in range(max(0, len(written) - LONGEST_WORD + 1), len(written)):
             for rest in self._continuations[True].get(written[start:], ()):
                 closes[[token for token in self._starting.get(rest, ()) if len(self.units[token]) == len(rest)]] = True
-        if size == 3 and place - len(written) == 1 and written[-2:] in self.sure_words and place > 3:
-            closes |= self.counts == 1
         opens = place - len(written) == size == 2  # 两个字的一截：头一个字要能起一个词
         return np.where(reaches, closes & free, ~(opens & (self.counts == 1)) | extends)
 

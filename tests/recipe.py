@@ -1,8 +1,9 @@
 """配方的实验：一个接一个地训练，每次在结果文件里记一行 JSON；停下再运行，从没有跑完的接着。
 
-    python tests/recipe.py 实验.json --out 结果.jsonl [-- 各次都用的参数 …]
+    python tests/recipe.py tests/recipe.json --only 丙 --out 结果.jsonl [-- 各次都用的参数 …]
 
-实验.json 是 `{"名字": ["--muon_learning_rate", "3e-3"], …}`；每个的检查点在结果文件旁同名的文件夹里，词元缓存共用。
+实验的文件是 `{"名字": ["--muon_learning_rate", "3e-3"], …}`；每个的检查点在结果文件旁同名的文件夹里，词元缓存共用。
+--plot 图.png 把结果里的各条曲线画成图（几个种子取平均），`--curves 一,二` 只画这几个。
 一行里有：名字、参数、各次评估的每字比特数、最好的、训练的秒数、内存峰值、词元/秒的中位数。docs/recipe.md 的各行由它来。
 """
 
@@ -26,9 +27,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", default="1337", help="逗号隔开")
     parser.add_argument("--jobs", type=int, default=1, help="同时几个训练；多于一个时每个只用一个线程，合起来更快")
+    parser.add_argument("--only", default="", help="只跑名字这样开头的")
+    parser.add_argument("--plot", type=Path, help="跑完画成图")
+    parser.add_argument("--curves", default="", help="画哪几个，逗号隔开；不给就全画")
     given, common = parser.parse_known_args()
     common = [argument for argument in common if argument != "--"]
     experiments = json.loads(given.experiments.read_text(encoding="utf-8"))
+    experiments = {name: each for name, each in experiments.items() if name.startswith(given.only)}
     writing = threading.Lock()
 
     def one(name: str, seed: str) -> None:
@@ -45,6 +50,28 @@ def main() -> None:
         for seed in given.seeds.split(","):
             for name in experiments:
                 pool.submit(one, name, seed)
+    if given.plot is not None:
+        plot(finished(given.out), given.curves, given.plot)
+
+
+def plot(rows: list[dict[str, Any]], wanted: str, path: Path) -> None:
+    """各个实验的验证曲线，几个种子的平均。"""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = wanted.split(",") if wanted else list(dict.fromkeys(row["name"] for row in rows))
+    figure, axes = pyplot.subplots(figsize=(7, 4), dpi=110)
+    for name in names:
+        curves = [row["curve"] for row in rows if row["name"] == name]
+        steps = [step for step in curves[0] if all(step in curve for curve in curves)]
+        axes.plot([int(step) for step in steps], [statistics.mean(curve[step] for curve in curves) for step in steps])
+    axes.legend(names)
+    axes.set(xlabel="steps", ylabel="bits per character (held out)")
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path)
 
 
 def finished(path: Path) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from training.budget import MOST_EPOCHS, MOST_TUNING_EPOCHS, STEPS_PER_EPOCH, fi
 
 def fit(windows: int, *argv: str, processes: int = 1) -> tuple[flags.RunConfig, str]:
     said: list[str] = []
-    config = flags.resolve(["--preset", "gpu", *argv], has_accelerator=True)
+    config = flags.resolve(["--preset", "gpu", *argv], best_preset="gpu")
     return fitted(config, windows, processes, said.append), "".join(said)
 
 
@@ -30,7 +30,7 @@ def epochs(config: flags.RunConfig, windows: int) -> float:
 def test_small_corpora_are_not_learnt_by_heart(windows):
     """自带样例（247 个窗口）、一百首（30 个）……：轮数有上限，每轮有许多步，评估不止一两次；大的语料照常量。"""
     config, said = fit(windows)
-    plain = flags.resolve(["--preset", "gpu"], has_accelerator=True)
+    plain = flags.resolve(["--preset", "gpu"], best_preset="gpu")
     if epochs(plain, windows) <= MOST_EPOCHS:
         assert config == plain
         assert not said

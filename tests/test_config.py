@@ -41,7 +41,7 @@ ALSO_NAMED = (
 
 
 def gpu(*argv: str):
-    return resolve(argv, has_accelerator=True)
+    return resolve(argv, best_preset="gpu")
 
 
 def message(*argv: str) -> str:
@@ -116,14 +116,14 @@ def test_flag_wins_although_it_equals_the_constant():
     assert gpu("--preset", "cpu", "--n_embed", str(config.N_EMBED)).n_embed == config.N_EMBED
 
 
-@pytest.mark.parametrize(("accelerator", "chosen"), [(True, "gpu"), (False, "cpu")])
-def test_preset_auto(accelerator, chosen):
-    """auto 看有没有加速卡；结果里写的是选定的预设。"""
-    resolved = resolve([], has_accelerator=accelerator)
+@pytest.mark.parametrize("chosen", ["gpu", "mac", "cpu"])
+def test_preset_auto(chosen):
+    """auto 是这台机器宜用的；结果里写的是选定的预设。"""
+    resolved = resolve([], best_preset=chosen)
     assert resolved.preset == chosen
     expected = config.PRESETS[chosen].get("N_LAYERS", config.N_LAYERS)
     assert resolved.n_layers == expected
-    assert resolve(["--preset", "gpu"], has_accelerator=False).n_layers == config.N_LAYERS
+    assert resolve(["--preset", "gpu"], best_preset="cpu").n_layers == config.N_LAYERS
 
 
 def test_replaced_and_changed_are_told_apart():
@@ -321,7 +321,7 @@ def test_edited_and_annotated_file(tmp_path, monkeypatch):
         ('LYRICS_DIR = "ChineseLyrics"  # 歌词文件夹', 'LYRICS_DIR: str = "我的#歌"  # 自己的歌词'),
     )
     monkeypatch.setattr(flags, "constants", edited)
-    resolved = flags.resolve([], True)
+    resolved = flags.resolve([], "gpu")
     assert resolved.use_swanlab is False
     assert resolved.lyrics_dir == REPOSITORY / "我的#歌"
     described = {flag.name: flag for flag in flags.training_flags()}
@@ -384,15 +384,15 @@ def test_wrong_flags_end_the_script(tmp_path):
 
 def test_device_cpu_takes_the_cpu_preset():
     """有显卡而指定 --device cpu 时，auto 也取 cpu 预设。"""
-    assert flags.resolve(["--device", "cpu"], True).preset == "cpu"
-    assert flags.resolve([], True).preset == "gpu"
+    assert flags.resolve(["--device", "cpu"], "gpu").preset == "cpu"
+    assert flags.resolve([], "gpu").preset == "gpu"
 
 
 def test_values_edited_in_a_preset_are_checked(monkeypatch):
     """PRESETS 里改错的值和常量一样列出来。"""
     monkeypatch.setitem(config.PRESETS, "cpu", {"BATCH_SIZE": 0, "N_LAYER": 2, "LEARNING_RATE": "1e-3"})
     with pytest.raises(UserError) as error:
-        flags.resolve(["--preset", "cpu"], False)
+        flags.resolve(["--preset", "cpu"], "cpu")
     assert "BATCH_SIZE = 0" in str(error.value)
     assert "N_LAYER" in str(error.value)
     assert "LEARNING_RATE" not in str(error.value)

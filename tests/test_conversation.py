@@ -6,6 +6,7 @@ import select
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from small_writer import (
@@ -19,6 +20,8 @@ from tiny import REPOSITORY
 
 import generation
 import inference
+from lyrics.form import LyricsError
+from lyrics.sound import lines_of, sung_count
 from terminal import UserError
 
 
@@ -305,3 +308,50 @@ def test_out_of_memory_keeps_the_song(talk, monkeypatch, message, trained):
     assert talk.conversation.writer.songs[0].text == before
     with pytest.raises(UserError, match="内存"):
         inference.main(["--checkpoint", str(trained), "--prompt", "我", "--device", "cpu"])
+
+
+# ---- 填词 ----
+
+TUNE = Path(__file__).with_name("tune.txt")
+
+
+def test_like_again_and_rewrite_keep_the_form(talk, monkeypatch):
+    """/like 之后从头写、改一项再写、改一行：字数、分节、回来的一行都在；与它同名的一行一起换。"""
+    talk.conversation.settings.max_tokens = None
+    talk(f"/like {TUNE}")
+    assert "主歌 | 2-2 |  | A" in talk.err
+    for line in ("/again", "/set temperature 0.7", "/again"):
+        talk(line)
+    (song,) = talk.conversation.writer.songs
+
+    def shape() -> tuple[list[int], bool, int]:
+        lines = lines_of(song.text)
+        return [sung_count(line) for line in lines], lines[0] == lines[2], song.text.count("\n\n")
+
+    assert shape() == ([4] * 4, True, 1)
+    before = lines_of(song.text)
+    monkeypatch.setattr(inference, "_read_line", lambda prompt: "1")
+    talk("/rewrite 3")
+    after = lines_of(song.text)
+    assert shape() == ([4] * 4, True, 1)
+    assert after[2] != before[2]
+    assert (after[1], after[3]) == (before[1], before[3])
+
+
+def test_like_and_cipai_replace_each_other(talk):
+    """换一个样子，前一个就不用了；none 是都不用；错的说最相近的，设置不变。"""
+    talk.conversation.settings.max_tokens = None
+    talk("/cipai 忆江南")
+    assert talk.conversation.settings.cipai == "忆江南"
+    talk(f"/like {TUNE}")
+    assert (talk.conversation.settings.cipai, talk.conversation.settings.like) == (None, TUNE)
+    with pytest.raises(LyricsError, match="是否指 忆江南"):
+        talk.conversation.answer("/cipai 忆江男")
+    with pytest.raises(LyricsError, match="读不了"):
+        talk.conversation.answer("/like 没有的文件")
+    assert talk.conversation.settings.like == TUNE
+    talk("/like none")
+    assert not talk.conversation.settings.form().given
+    talk("/cipai")
+    assert len(talk.err.split("\n")) > 40
+    assert "如梦令" in talk.err

@@ -168,9 +168,9 @@ def test_home_in_paths(monkeypatch, tmp_path):
     """路径里的 ~：命令行与 config.py 都认。"""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    assert flags.resolve(["--lyrics_dir", "~/歌"], False).lyrics_dir == tmp_path / "歌"
+    assert flags.resolve(["--lyrics_dir", "~/歌"], "cpu").lyrics_dir == tmp_path / "歌"
     monkeypatch.setattr(config, "CACHE_DIR", "~/缓存")
-    assert flags.resolve([], False).cache_dir == tmp_path / "缓存"
+    assert flags.resolve([], "cpu").cache_dir == tmp_path / "缓存"
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_text_flags_that_are_not_utf8(monkeypatch, capsys, name, flag):
 def test_messages_do_not_repeat_a_long_value(argv):
     """一万多字的值不整个重复在错误里。"""
     with pytest.raises(UserError) as caught:
-        flags.resolve(argv, False)
+        flags.resolve(argv, "cpu")
     assert len(str(caught.value)) < 400
 
 

@@ -365,14 +365,14 @@ def recorded(monkeypatch):
 @pytest.fixture
 def dirty(monkeypatch):
     """新分配的缓存里什么都可能有。"""
-    hold = KVCache._hold
+    hold = KVCache.hold
 
     def filled(cache, entries):
         if not hasattr(cache, "entries"):
             entries.fill_(torch.nan)
         hold(cache, entries)
 
-    monkeypatch.setattr(KVCache, "_hold", filled)
+    monkeypatch.setattr(KVCache, "hold", filled)
 
 
 @pytest.mark.filterwarnings("error")

@@ -357,3 +357,23 @@ def test_rope_tables_follow_the_model_but_stay_float32():
     assert all(table.is_meta for table in lively().to("meta").rope)
     longer = some_tokens(40)
     torch.testing.assert_close(lively()(longer)[:, :32], lively()(longer[:, :32]), atol=1e-5, rtol=1e-5)
+
+
+def test_songs_in_a_window_do_not_see_each_other():
+    """分歌的损失等于各首歌单独的损失之和（RoPE 只看相对位置）；不分歌的不等；有缓存时不看 song_start。"""
+    model = lively()
+    start = 1
+    songs = [torch.cat((torch.tensor([start]), 2 + some_tokens(length, seed=length)[0] % 20)) for length in (5, 1, 9)]
+    window = torch.cat(songs)[None]
+    targets = torch.cat([torch.cat((song[1:], torch.tensor([-1]))) for song in songs])[None]
+    with torch.no_grad():
+        apart = sum(model.loss(song[None, :-1], song[None, 1:]) for song in songs if len(song) > 1)
+        seen = model.loss(window, targets)
+        model.song_start = start
+        found = model.loss(window, targets)
+        cached = model.hidden(window, new_cache(1, window.size(1)))
+        model.song_start = None
+        plain = model.hidden(window)
+    torch.testing.assert_close(found, apart, atol=1e-4, rtol=1e-5)
+    assert abs(seen - apart) > 1e-2
+    torch.testing.assert_close(cached, plain, atol=1e-4, rtol=1e-4)

@@ -12,7 +12,7 @@ import torch
 import terminal
 from terminal import Display, duration
 from training import processes
-from training.device import DeviceError, Runtime, _peak_of, has_accelerator, pick_device, seed_step
+from training.device import DeviceError, Runtime, _peak_of, best_preset, pick_device, seed_step
 from training.processes import CommunicationError, PeerError, Processes, StopSignals, _expecting_peers
 
 NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -28,13 +28,14 @@ def test_auto_takes_the_best_there_is(monkeypatch):
     """auto：有 CUDA 用 CUDA，否则 mps，否则 CPU。"""
     without_accelerator(monkeypatch)
     assert pick_device("auto") == torch.device("cpu")
-    assert not has_accelerator()
+    assert best_preset() == "cpu"
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert pick_device("auto").type == "mps"
-    assert has_accelerator()
+    assert best_preset() == "mac"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert pick_device("auto").type == "cuda"
+    assert best_preset() == "gpu"
     assert pick_device("cuda:1") == torch.device("cuda", 1)
     with pytest.raises(DeviceError, match=r"cuda:2.*2 块"):
         pick_device("cuda:2")
@@ -270,7 +271,18 @@ def test_handlers_are_restored():
         ("Tesla T4", 65e12),
         ("Tesla V100-SXM2-16GB", 125e12),
         ("NVIDIA RTX A1000 Laptop GPU", None),
-        ("NVIDIA L40", None),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA GeForce RTX 4090 D", 147.1e12),
+        ("NVIDIA GeForce RTX 4060 Ti", 44.1e12),
+        ("NVIDIA GeForce RTX 4060", 30.2e12),
+        ("NVIDIA GeForce RTX 3060", 25.5e12),
+        ("NVIDIA RTX A6000", 154.8e12),
+        ("NVIDIA RTX 6000 Ada Generation", 364e12),
+        ("NVIDIA A800-SXM4-80GB", 312e12),
+        ("NVIDIA H800", 989e12),
+        ("NVIDIA H20", 148e12),
+        ("NVIDIA GeForce RTX 4060 Laptop GPU", None),
         ("NVIDIA A10G", None),
         ("NVIDIA T400", None),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),

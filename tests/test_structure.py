@@ -25,7 +25,7 @@ ROOMS = {
     "serving": {"flags", "generation", "lyrics", "terminal", "writing"},
     "writing": {"flags", "generation", "lyrics", "model", "tokenizer"},
 }
-EXCEPTIONS = {"writing.loading": {"training"}}  # 读检查点的只有这一处
+EXCEPTIONS = {"writing.loading": {"training"}, "writing.copying": {"corpus", "training"}}  # 读检查点、语料的只有这两处
 WITHOUT_TORCH = ("config", "terminal", "flags", "tokenizer", "corpus", "lyrics")
 LONGEST_FILE = {"model": 300, "train": 350, "inference": 400}
 LONGEST_FUNCTION = 60

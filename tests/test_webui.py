@@ -150,7 +150,7 @@ def test_copied_span(served, copies):
 def test_check_tells_the_wanted_counts(served):
     answer = served.post("/api/check", {"settings": {"lines": 3, "line_chars": "7,5-6"}}).json()
     assert answer == {"errors": {}, "lines": 3, "wanted": [[7, 7], [5, 6]]}
-    assert served.post("/api/check", {"settings": {"cipai": "忆江南"}}).json()["lines"] == 3
+    assert served.post("/api/check", {"settings": {"cipai": "如梦令"}}).json()["lines"] == 6
     assert served.post("/api/check", {"settings": {"like": "我在风里\n他在河岸"}}).json()["wanted"] == [[4, 4]] * 2
 
 

@@ -173,6 +173,7 @@ def restore(contents: Mapping[str, Any], path: Path, dropout: float = 0.0) -> tu
         model.load_state_dict(contents["model"], assign=True)
         if not all(parameter.isfinite().all() for parameter in model.parameters()):
             raise ValueError("权重里有 nan 或 inf")
+        model.song_start = tokenizer.bos_id if contents["config"].get("separate_songs") is True else None
     except (TypeError, ValueError, RuntimeError, TokenizerError) as error:
         raise CheckpointError(f"检查点 {path} 的内容前后不符：{str(error).splitlines()[0]}") from None
     return model.float().requires_grad_(True), tokenizer

@@ -2,6 +2,8 @@
 
 import contextlib
 import ctypes
+import functools
+import os
 import platform
 import re
 import sys
@@ -16,23 +18,47 @@ try:
 except ImportError:
     resource = None  # type: ignore[assignment]
 
-# 张量核心上 bf16/fp16 稠密矩阵乘的峰值（FLOP/s，累加为 fp32），出自各卡的官方数据表。
+# 张量核心上 bf16/fp16 稠密矩阵乘的峰值（FLOP/s，累加为 fp32），出自各卡的官方数据表与架构白皮书；
+# GeForce 30、40、50 系是 fp32 着色器峰值的两倍。
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100": 989e12,
+    "H800": 989e12,
+    "H20": 148e12,
     "A100": 312e12,
-    "L40S": 362e12,
+    "A800": 312e12,
+    "A40": 149.7e12,
+    "A30": 165e12,
     "A10": 125e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L20": 119.5e12,
     "L4": 121e12,
     "V100": 125e12,
     "T4": 65e12,
+    "RTX 6000 Ada": 364e12,
+    "RTX A6000": 154.8e12,
+    "RTX A5000": 111.1e12,
+    "RTX A4000": 76.7e12,
     "RTX 5090": 209.5e12,
+    "RTX 5080": 112.6e12,
+    "RTX 5070": 61.7e12,
+    "RTX 4090 D": 147.1e12,
     "RTX 4090": 165.2e12,
     "RTX 4080": 97.5e12,
+    "RTX 4070 Ti": 80.2e12,
+    "RTX 4070": 58.3e12,
+    "RTX 4060 Ti": 44.1e12,
+    "RTX 4060": 30.2e12,
+    "RTX 3090 Ti": 80e12,
     "RTX 3090": 71e12,
     "RTX 3080": 59.5e12,
+    "RTX 3070": 40.6e12,
+    "RTX 3060 Ti": 32.4e12,
+    "RTX 3060": 25.5e12,
 }
+PRODUCT = 4096  # 不在表里的卡：量一次这么大的矩阵乘
 
 
 class DeviceError(ValueError):
@@ -69,12 +95,16 @@ class Runtime:
         return f"{device_name(self.device)}{many} · {precision} · torch {torch.__version__}"
 
 
-def has_accelerator() -> bool:
-    return torch.cuda.is_available() or torch.backends.mps.is_available()
+def best_preset() -> str:
+    """这台机器宜用的预设（config.py 的 PRESETS）。"""
+    if torch.cuda.is_available():
+        return "gpu"
+    return "mac" if torch.backends.mps.is_available() else "cpu"
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` 或设备名 → torch.device。
+    """`auto` 或设备名 → torch.device。CUDA 上不用 cuDNN 的注意力：训练时与 Flash 一样快，写歌时每个长度都要另备一份
+    计划，H100 上一个词元 66 毫秒（docs/measurements.md）。
 
     Raises:
         DeviceError: 设备名不认识，或这台机器没有。
@@ -91,6 +121,8 @@ def pick_device(name: str) -> torch.device:
         raise DeviceError(f"这台机器没有 {name}（找到 {torch.cuda.device_count()} 块 CUDA 显卡）；可用 --device cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("这台机器没有 mps；可用 --device cpu")
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return device
 
 
@@ -129,9 +161,7 @@ def setup(device_name: str, use_amp: bool, seed: int, processes: Processes) -> R
     """选定设备与精度、设随机种子、连起各进程。"""
     device = pick_device_for(device_name, processes)
     if device.type == "cuda":
-        if device.index is not None:
-            torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
+        _prepare_cuda(device)
     if device.type == "cpu":  # 编译后的词嵌入梯度默认用原子加法，次序不定，接着训练就不能逐位重现
         torch.use_deterministic_algorithms(True)
         keep_freed_memory()
@@ -139,6 +169,17 @@ def setup(device_name: str, use_amp: bool, seed: int, processes: Processes) -> R
     torch.manual_seed(seed)
     processes.start(device)
     return Runtime(device, native_half(device) if use_amp else None, processes)
+
+
+def _prepare_cuda(device: torch.device) -> None:
+    if sys.platform == "linux":  # 微批次换了大小也不留碎片；要在第一次分配之前
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    torch.set_float32_matmul_precision("high")
+    if sys.platform == "win32" or "microsoft" in platform.release().lower():
+        free, total = torch.cuda.mem_get_info()  # Windows 的驱动装不下就用内存，慢十倍也不报错：宁可报错
+        torch.cuda.set_per_process_memory_fraction(min(1.0, free / total))
 
 
 def keep_freed_memory() -> None:
@@ -185,10 +226,29 @@ def cpu_features() -> str:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """硬件峰值（FLOP/s）；不在表中的设备为 None，日志里就不写 MFU。"""
+    """混合精度的峰值（FLOP/s），算 MFU 用；不在表里的卡是实测的一次矩阵乘，不是 CUDA 的为 None。"""
     if device.type != "cuda":
         return None
+    return known_peak(device) or _measured_peak(device)
+
+
+def known_peak(device: torch.device) -> float | None:
+    """表里的峰值。"""
     return _peak_of(torch.cuda.get_device_name(device))
+
+
+@functools.cache
+def _measured_peak(device: torch.device) -> float:
+    a, b = (torch.randn(PRODUCT, PRODUCT, device=device, dtype=native_half(device)) for _ in range(2))
+    rates = []
+    for _ in range(10):
+        began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        began.record()
+        a @ b
+        ended.record()
+        ended.synchronize()
+        rates.append(2 * PRODUCT**3 / began.elapsed_time(ended) * 1e3)
+    return max(rates)
 
 
 def _peak_of(name: str) -> float | None:

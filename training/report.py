@@ -16,7 +16,7 @@ from flags import RunConfig, constants
 from model import GPT
 from terminal import Display, duration
 from training.checkpoint import BEST, LATEST
-from training.device import Runtime
+from training.device import Runtime, known_peak, peak_flops
 from training.processes import signal_name
 from training.progress import Progress
 
@@ -101,8 +101,16 @@ def announce_model(
     if warmup < config.warmup_iters:
         display.line(f"预热 {config.warmup_iters} 步比全程还长，已缩短为 {warmup} 步")
     warn_if_disk_is_small(config.checkpoint_dir, inside + embedding, display)
+    device = model.embedding.weight.device
+    if device.type == "cuda" and known_peak(device) is None and (peak := peak_flops(device)):
+        display.line(f"MFU：这块卡不在表里，按实测的一次矩阵乘 {peak / 1e12:.0f} TFLOP/s 算")
     if compiled:
         display.line("第一步要先编译模型，可能要一两分钟 …")
+
+
+def announce_memory(micro_batch: int, rows: int, needed: int, free: int, display: Display) -> None:
+    whole = "整批一次" if micro_batch >= rows else f"每步分 {-(-rows // micro_batch)} 次累积，数学不变"
+    display.line(f"显存：空闲 {free / 2**30:.1f} GB；微批次 {micro_batch}（{whole}），峰值约 {needed / 2**30:.1f} GB")
 
 
 def warn_if_disk_is_small(directory: Path, parameters: int, display: Display) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from generation import Context, MakeStep, Sampling, TorchStep, adjust_logits, sample, seen_tokens, token_mask
+from generation import Context, Draw, MakeStep, Sampling, TorchStep, draw, sample, seen_tokens, token_mask
 from model import GPT
 
 SEARCH_STEPS = 200  # 退着找一行时，每一轮最多走这么多步
@@ -66,7 +66,7 @@ class Composer:
         ends: 结束一行的词元：换行与 `</s>`。
         banned_ids, refused_ids, unpunished_ids: 同 `generate`。
         candidates: 每行起几稿。
-        make_step: 同 `generate`。
+        make_step, draw: 同 `generate`。
     """
 
     ATTEMPTS = 8  # 一行没有一稿可用时，最多重写几遍
@@ -82,11 +82,13 @@ class Composer:
         candidates: int = 1,
         refused_ids: Sequence[int] = (),
         make_step: MakeStep = TorchStep,
+        draw: Draw = draw,
     ) -> None:
         self.sampling, self.ends, self.candidates = sampling, set(ends), candidates
         device, vocab_size = model.embedding.weight.device, model.config.vocab_size
         self._refused = frozenset(refused_ids)
-        self._banned = token_mask(banned_ids, vocab_size, device)
+        self._banned = token_mask(banned_ids, vocab_size, torch.device("cpu"))
+        self._draw_tokens = draw
         self._punishable = ~token_mask(unpunished_ids, vocab_size, device)
         self._generator = torch.Generator().manual_seed(sampling.seed)
         with torch.inference_mode():
@@ -178,14 +180,14 @@ class Composer:
 
     def _pick(self, logits: Tensor, constraint: Constraint, dead: set[int], most: int) -> int | None:
         """照概率不放回地依次抽（Gumbel），至多看 most 个，取第一个合约束的；没有时 None。"""
-        forbidden = torch.from_numpy(constraint.forbidden()).to(logits.device)[None] | self._banned
+        forbidden = torch.from_numpy(constraint.forbidden())[None] | self._banned
         forbidden[0, [*dead, *self._refused]] = True
         allowed = min(int((~forbidden).sum()), most, self._looks)
         if not allowed:
             return None
-        scores = adjust_logits(logits, None, forbidden, self.sampling)
+        scores = logits.float().cpu().masked_fill(forbidden, float("-inf"))
         if self.sampling.temperature:
-            uniform = torch.rand(scores.shape, generator=self._generator).to(logits.device)
+            uniform = torch.rand(scores.shape, generator=self._generator)
             scores = scores / self.sampling.temperature - torch.log(-torch.log(uniform.clamp(1e-9, 1 - 1e-7)))
         self._looks -= allowed
         return next(
@@ -232,14 +234,14 @@ class Composer:
         logits = self._logits.expand(count, -1)
         while True:
             chosen = self._draw(logits, context, going)
-            likelihoods = torch.log_softmax(logits.float(), dim=-1)
+            likelihoods = self._likelihoods(logits, chosen)
             kept, tokens = [], []
             for place, (draft, token) in enumerate(zip(going, chosen, strict=True)):
                 if token is None:
                     continue
                 draft.constraint.push(token)
                 draft.tokens.append(token)
-                draft.log_probability += likelihoods[place, token].item()
+                draft.log_probability += likelihoods[place]
                 draft.whole = token in self.ends
                 if not draft.whole and len(draft.tokens) < longest:
                     kept.append(place)
@@ -251,17 +253,24 @@ class Composer:
                 going = [going[place] for place in kept]
             logits = context.append(torch.tensor(tokens, device=logits.device))
 
+    @staticmethod
+    def _likelihoods(logits: Tensor, chosen: Sequence[int | None]) -> list[float]:
+        """各行选中的词元的对数概率；一起取，显卡只等一次。"""
+        tokens = torch.tensor([[token or 0] for token in chosen], device=logits.device)
+        return torch.log_softmax(logits.float(), dim=-1).gather(-1, tokens)[:, 0].tolist()
+
     def _draw(self, logits: Tensor, context: Context, going: Sequence[Draft]) -> list[int | None]:
         """每稿抽一个词元；无字可用时是 None。"""
         forbidden = torch.from_numpy(np.stack([draft.constraint.forbidden() for draft in going]))
-        forbidden = forbidden.to(logits.device) | self._banned
+        forbidden |= self._banned
+        possible = (~forbidden).any(dim=1)
+        forbidden[~possible, 0] = False  # 全不许的也抽一个，不用
         seen = None
         if self.sampling.repetition_penalty != 1.0:
             seen = seen_tokens(context, self._punishable)
-        adjusted = adjust_logits(logits, seen, forbidden, self.sampling)
-        possible = (~forbidden).any(dim=1).tolist()
         uniform = torch.rand(len(going), generator=self._generator).to(logits.device)
-        chosen: list[int | None] = sample(adjusted.nan_to_num(neginf=-1e30), uniform, self.sampling).tolist()
+        drawn, adjusted = self._draw_tokens(logits, seen, forbidden.to(logits.device), uniform, self.sampling)
+        chosen: list[int | None] = drawn.tolist()
         for place, draft in enumerate(going):
             if not possible[place]:
                 chosen[place] = None

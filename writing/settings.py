@@ -95,7 +95,7 @@ RUN_FLAGS = [
         "cuda_graph",
         "auto",
         flags.one_of(*GRAPHS),
-        "CUDA 上把解码的一步录成图再重放；auto 在写得够长、批次不大时用，守句式时不用",
+        "CUDA 上把解码的一步录成图再重放；auto 在写得够长、批次不大时用",
     ),
     Flag("decode", "auto", flags.one_of("auto", "fused", "torch"), "CPU 上写的一步：fused 编译成一次调用，torch 照旧"),
     Flag("check_copy", False, flags.BOOLEAN, "写完之后，逐行说出与语料最长的相同处和出自哪一首"),
@@ -142,6 +142,20 @@ def _parsed(path: Path, changed: int, keep_tones: bool) -> Form:
 @functools.lru_cache(maxsize=8)
 def _parsed_text(text: str, keep_tones: bool) -> Form:
     return parse_form(text) if is_notation(text) else read_form(text, keep_tones)
+
+
+_GROUPS = {
+    "写什么": "prompt title singer keywords like keep_tones cipai show_form lines max_tokens min_tokens num_samples",
+    "句式": "line_chars breaks tones rhyme rhyme_scheme acrostic structure",
+    "抽样": "temperature top_p top_k repetition_penalty seed candidates max_copy check_copy copy_index",
+}
+
+
+def grouped(every: list[Flag]) -> list[Flag]:
+    """--help 里分的组；没有列的归「运行」。次序照组。"""
+    group_of = {name: group for group, names in _GROUPS.items() for name in names.split()}
+    put = [flag._replace(group=group_of.get(flag.name, "运行")) for flag in every]
+    return sorted(put, key=lambda flag: [*_GROUPS, "运行"].index(flag.group))
 
 
 @dataclass

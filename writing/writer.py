@@ -18,7 +18,7 @@ from lyrics.vocabulary import Vocabulary
 from lyrics.words import one_each
 from model import GPT
 from tokenizer import StreamingDecoder, Tokenizer
-from writing.cuda_graph import RecordedStep, worth_recording
+from writing.cuda_graph import GraphPool, RecordedDraw, RecordedStep, worth_recording
 from writing.decode import Decoder, fused_steps
 from writing.drafts import Composer, Draft
 from writing.settings import Settings
@@ -34,6 +34,10 @@ Show = Callable[[str], None]  # 收新写出的文字
 
 def _unheard(text: str) -> None:
     """几首一起写时，写到一半的不给人看。"""
+
+
+def _no_index() -> CopyIndex:
+    raise LyricsError("没有这个模型的语料索引；请先运行 python evaluate.py --only index")
 
 
 @dataclass
@@ -72,6 +76,7 @@ class Writer:
     ) -> None:
         self.model, self.tokenizer, self.copies = model, tokenizer, copies
         self.decoder = decoder  # 编译好的一步；没有就走 torch 的
+        self.find_copies: Callable[[], CopyIndex] = _no_index  # 要查照抄而没有索引时，建一个
         self.cuda_graph: bool | None = None  # None：自定
         self.count: Callable[[int], None] = lambda tokens: None  # 每写出几个词元就调用一次
         self.check: Callable[[], None] | None = None  # 每走一步之前调用；它抛出的异常停下写作
@@ -92,7 +97,7 @@ class Writer:
             LyricsError: 句式与开头、词表不合，或要查照抄而没有索引。
         """
         if settings.max_copy and self.copies is None:
-            raise LyricsError("没有这个模型的语料索引；请先运行 python evaluate.py --only index")
+            self.copies = self.find_copies()
         if settings.line_by_line():
             self.plan(settings.form(), settings, prompt)
 
@@ -130,7 +135,8 @@ class Writer:
             refused_ids=tokenizer.control_characters,
             unpunished_ids=[tokenizer.newline_id],
             candidates=settings.candidates,
-            make_step=self._make_step(0, 1),
+            make_step=self._make_step_by_line(settings.budget),
+            draw=self._draw(),
         )
 
     def plan(
@@ -325,14 +331,31 @@ class Writer:
         return self.model.embedding.weight.device
 
     def _make_step(self, tokens: int, songs: int) -> generation.MakeStep:
-        make, check = self._unchecked_step(tokens, songs), self.check
+        if self.decoder is not None:
+            return self._checked(fused_steps(self.decoder))
+        graph = worth_recording(self.device, self.cuda_graph, tokens, songs)
+        return self._checked(RecordedStep if graph else generation.TorchStep)
+
+    def _checked(self, make: generation.MakeStep) -> generation.MakeStep:
+        check = self.check
         return make if check is None else lambda model, cache: CheckedStep(make(model, cache), check)
 
-    def _unchecked_step(self, tokens: int, songs: int) -> generation.MakeStep:
-        if self.decoder is not None:
-            return fused_steps(self.decoder)
-        graph = worth_recording(self.device, self.cuda_graph, tokens, songs)
-        return RecordedStep if graph else generation.TorchStep
+    def _make_step_by_line(self, tokens: int) -> generation.MakeStep:
+        if self.decoder is None and worth_recording(self.device, self.cuda_graph, tokens, 1):
+            return self._checked(self._graphs)
+        return self._make_step(0, 1)
+
+    @functools.cached_property
+    def _graphs(self) -> GraphPool:
+        return GraphPool()
+
+    def _draw(self) -> generation.Draw:
+        graph = self.device.type == "cuda" and self.cuda_graph is not False
+        return self._recorded_draw if graph else generation.draw
+
+    @functools.cached_property
+    def _recorded_draw(self) -> RecordedDraw:
+        return RecordedDraw()
 
     def _continue(self, songs: list[Song], settings: Settings, seed: int, show: Show) -> None:
         before = [len(song.tokens) for song in songs]
@@ -346,6 +369,7 @@ class Writer:
             unpunished_ids=[self.tokenizer.newline_id],
             num_samples=len(songs),
             make_step=self._make_step(settings.budget, len(songs)),
+            draw=self._draw(),
         ):
             self.count(len(step))
             for row, token in step:
