@@ -25,9 +25,9 @@ import generation
 from flags import Flag, constants
 from interchange.engines import by_ctranslate2, by_llama
 from interchange.neox import neox_config, neox_state
-from lyrics.constraint import Vocabulary
 from lyrics.form import make_form
 from lyrics.plan import SongPlan
+from lyrics.vocabulary import Vocabulary
 from model import GPT, ModelConfig
 from optimizer import build_optimizers
 from terminal import UserError, run_script

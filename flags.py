@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from terminal import BROKEN_TEXT, UserError, shortened
+from terminal import BROKEN_TEXT, ChineseHelp, ChineseParser, UserError, shortened
 
 REPOSITORY = Path(__file__).resolve().parent
 
@@ -188,31 +188,15 @@ def _whole_number(value: Any) -> int:
     return int(value)
 
 
-class _ChineseHelp(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30, width=110)
-
-    def _format_args(self, action, default_metavar) -> str:
-        return action.metavar or default_metavar  # 缺了值由我们报错，所以不必写成可省略的 [值]
-
-    def add_usage(self, usage, actions, groups, prefix=None) -> None:
-        super().add_usage(usage, actions, groups, "用法：")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"命令行有误：{message}")
-
-
 def parse_flags(flags: Sequence[Flag], argv: Sequence[str], program: str, description: str) -> dict[str, Any]:
     """读命令行，返回其中写明的参数（未写明的不在结果里）。
 
     参数名不接受缩写。所有问题一次列出，抛出一个 UserError；`--help` 显示后退出。
     """
-    parser = _Parser(
+    parser = ChineseParser(
         usage=f"python {program} [--参数 值] …",
         description=description,
-        formatter_class=_ChineseHelp,
+        formatter_class=ChineseHelp,
         add_help=False,
         allow_abbrev=False,
     )

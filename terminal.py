@@ -1,5 +1,6 @@
 """脚本的外壳：标准流、错误怎样说、终端上的显示。"""
 
+import argparse
 import contextlib
 import errno
 import os
@@ -209,3 +210,23 @@ def line_numbers(text: str, count: int) -> set[int]:
             raise UserError(f"这首有 {count} 行，没有第 {part.strip()} 行")
         numbers |= set(range(int(first), int(last or first) + 1))
     return numbers
+
+
+class ChineseHelp(argparse.RawDescriptionHelpFormatter):
+    """--help 的排法。"""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=110)
+
+    def _format_args(self, action, default_metavar) -> str:
+        return action.metavar or default_metavar  # 缺了值由我们报错，所以不必写成可省略的 [值]
+
+    def add_usage(self, usage, actions, groups, prefix=None) -> None:
+        super().add_usage(usage, actions, groups, "用法：")
+
+
+class ChineseParser(argparse.ArgumentParser):
+    """命令行有误时，也只说一两行。"""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"命令行有误：{message}")

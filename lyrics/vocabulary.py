@@ -234,6 +234,11 @@ class Vocabulary:
         return found
 
     @functools.cached_property
+    def _longer(self) -> list[np.ndarray]:
+        """第 place 个字（从 0 起）还有的词元。"""
+        return [np.flatnonzero(self.counts > place) for place in range(min(_WIDEST, int(self.counts.max())))]
+
+    @functools.cached_property
     def letters(self) -> np.ndarray:
         """(V, `_WIDEST`) 词元里每个字的码位，外文词与没有字的地方为 0。"""
         found = np.zeros((len(self.texts), _WIDEST), dtype=np.int32)
@@ -293,10 +298,12 @@ class Vocabulary:
         end = count + self.counts
         fit = end <= shape.length
         fit &= self.counts <= _WIDEST
-        for place in range(_WIDEST):
+        for place, longer in enumerate(self._longer):
             want = TONE_BITS.get(shape.tones[count + place : count + place + 1])
             if want is not None:
-                fit &= (self.tones[:, place] & want > 0) & ~(self.leads & (place == 0))
+                fit[longer] &= self.tones[longer, place] & want > 0
+                if not place:
+                    fit &= ~self.leads
         for place, letter in shape.letters:
             if 0 <= place - count < _WIDEST:
                 fit &= (self.counts <= place - count) | (self.letters[:, place - count] == ord(letter))
@@ -330,7 +337,9 @@ class Vocabulary:
         found = [False] * shape.length + [True]
         usable = (self.counts > 0) & ~self.unbreakable
         for count in reversed(range(shape.length)):
-            fit = usable & (self.fits(shape, count, False) | self.fits(shape, count, True))
+            fit = usable & self._fits(shape, count, False)
+            if shape.kind(count):
+                fit |= usable & self._fits(shape, count, True)
             end = np.minimum(count + self.counts, shape.length)
             last = end == shape.length
             if endings is not None:
