@@ -94,7 +94,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name != "nt":  # Windows 上它让别的程序也占得住
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(where)
         listening.listen(128)  # 不先听着，别的进程还占得住同一个端口
     except OSError as error:
@@ -106,9 +107,19 @@ def listen(host: str, port: int) -> socket.socket:
 
 def address(host: str, port: int, token: str | None) -> str:
     """在浏览器里打开哪里；口令在 # 之后，浏览器不把它发出来。"""
-    shown = socket.gethostbyname(socket.gethostname()) if host in ("0.0.0.0", "::") else host
+    shown = _own_address() if host in ("0.0.0.0", "::") else host
     shown = f"[{shown}]" if ":" in shown else shown
     return f"打开 http://{shown}:{port}/{f'#token={token}' if token else ''}（Ctrl-C 结束）"
+
+
+def _own_address() -> str:
+    """这台机器在网里的地址；不知道时是本机。"""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # UDP 的 connect 不发东西，只选一条路
+            return probe.getsockname()[0]
+        except OSError:
+            return "127.0.0.1"
 
 
 # ---------------------------------------------------------------------------

@@ -190,13 +190,16 @@ export class Editor {
 
   #typed(id) {
     const line = this.line(id);
-    line.text = this.rows.get(id).text.value;
-    line.reading = null;
+    const { value } = this.rows.get(id).text;
+    const others = this.choices || !line.text.trim() !== !value.trim(); // 行号要重排，或别处开着写法
+    Object.assign(line, { text: value, reading: null });
     this.choices = null;
     this.commitSoon();
     this.learnSoon();
-    this.refresh();
-    this.on.changed();
+    if (others) {
+      this.refresh();
+      this.on.changed();
+    } else this.#refreshRow(line, sungLines(this.song).indexOf(line) + 1); // 打字时只动这一行
   }
 
   #select(id) {

@@ -23,11 +23,26 @@ export function append(song, text) {
   for (const other of others) song.lines.push(newLine(other));
 }
 
+// 浏览器里存着的各项
+function stored() {
+  const found = new Map();
+  try {
+    for (let place = 0; place < localStorage.length; place++) {
+      const key = localStorage.key(place);
+      if (key.startsWith(PREFIX)) found.set(key.slice(PREFIX.length), localStorage.getItem(key));
+    }
+  } catch {
+    // 浏览器不让看
+  }
+  return found;
+}
+
 export class Book {
   // 现在的几首 this.songs，正看着第 this.current 首；历史在 localStorage，一个状态一项
   constructor() {
     this.songs = [];
     this.current = 0;
+    this.memory = stored();
     const range = this.#read("range");
     this.range = range ?? { first: 0, at: -1, last: -1 };
     const saved = this.#read("now") ?? this.#read(this.range.at);
@@ -51,11 +66,11 @@ export class Book {
   commit() {
     const state = JSON.stringify({ songs: this.songs, current: this.current });
     this.save(state);
-    if (state === localStorage.getItem(PREFIX + this.range.at)) return;
-    for (let number = this.range.at + 1; number <= this.range.last; number++) localStorage.removeItem(PREFIX + number);
+    if (state === this.#text(this.range.at)) return;
+    for (let number = this.range.at + 1; number <= this.range.last; number++) this.#forget(number);
     this.range.last = this.range.at += 1;
     this.#write(this.range.at, state);
-    while (this.range.last - this.range.first >= MOST_STATES) localStorage.removeItem(PREFIX + this.range.first++);
+    while (this.range.last - this.range.first >= MOST_STATES) this.#forget(this.range.first++);
     this.#write("range", JSON.stringify(this.range));
   }
 
@@ -81,25 +96,36 @@ export class Book {
     for (const song of songs) for (const line of song.lines) lastId = Math.max(lastId, line.id);
   }
 
+  // 浏览器不让存（隐私模式）或装满了的，只在这个页面里有
+  #text(name) {
+    return this.memory.get(String(name)) ?? null;
+  }
+
   #read(name) {
+    return JSON.parse(this.#text(name));
+  }
+
+  #forget(name) {
+    this.memory.delete(String(name));
     try {
-      return JSON.parse(localStorage.getItem(PREFIX + name));
+      localStorage.removeItem(PREFIX + name);
     } catch {
-      return null;
+      // 本来就没有存
     }
   }
 
   #write(name, text) {
+    this.memory.set(String(name), text);
     try {
       localStorage.setItem(PREFIX + name, text);
     } catch {
       // 装满了：丢掉最早的一半历史再试一次
       const half = Math.ceil((this.range.at - this.range.first) / 2);
-      for (let gone = 0; gone < half; gone++) localStorage.removeItem(PREFIX + this.range.first++);
+      for (let gone = 0; gone < half; gone++) this.#forget(this.range.first++);
       try {
         localStorage.setItem(PREFIX + name, text);
       } catch {
-        // 浏览器不让存：只在这个页面里有
+        // 还是不行
       }
     }
   }
