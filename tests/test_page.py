@@ -15,6 +15,7 @@ from served import Served
 
 from corpus.formats import read_file
 from flags import REPOSITORY
+from lyrics.copies import CopyIndex
 from lyrics.sound import rhyme_class
 from writing import loading
 
@@ -187,6 +188,23 @@ def test_readings_and_the_rhyme_dictionary(page):
     word.click()
     assert lines(page) == [f"等月亮{shown}"]
     expect(page.locator("#rhymes")).to_contain_text("近韵")
+
+
+def test_copied_span_tells_its_song(page, served, tmp_path):
+    """与语料的相同处：行末说几个字，指着它说是哪几个、出自哪一首。"""
+    identity = served.writer.tokenizer.fingerprint
+    CopyIndex.build(["月亮照着河岸"], ["《河岸》谁"], tmp_path / "copies", identity, 1)
+    served.writer.copies = CopyIndex.load(tmp_path / "copies", identity)
+    try:
+        page.click("#blank")
+        text(page, 1).fill("我看月亮照着你")
+        copied = page.locator(".copied:visible")
+        expect(copied).to_have_text("同 4")
+        copied.focus()
+        tip = copied.evaluate("chip => getComputedStyle(chip, '::after').content")
+        assert "「月亮照着」，《河岸》谁" in tip
+    finally:
+        served.writer.copies = None
 
 
 def test_several_songs_as_cards(page):
