@@ -17,7 +17,7 @@ from flags import Flag, constants
 from lyrics.cipai import cipai_list
 from lyrics.form import LyricsError
 from lyrics.notation import form_text
-from lyrics.sound import lines_of, rhyme_class
+from lyrics.sound import lines_of
 from terminal import BROKEN_TEXT, Display, UserError, is_out_of_memory, line_numbers, run_script
 from training.checkpoint import BEST, CheckpointError
 from training.device import DeviceError, device_name, peak_memory_gb
@@ -108,8 +108,7 @@ class Printer:
     def write(self, prompt: str, settings: Settings) -> None:
         """一首时边写边送，几首时写完再依次送。"""
         seed = settings.seed if settings.seed is not None else secrets.randbelow(2**31 - 1)
-        if settings.line_by_line():
-            self.writer.plan(settings.form(), settings, prompt)  # 写不成的，先说再写
+        self.writer.require(settings, prompt)
         _tell(f"种子 {seed}")
         with self.around():
             if settings.num_samples == 1:
@@ -149,7 +148,7 @@ HELP = """输入歌词的开头，回车开始写；Ctrl-C 停下这一首，Ctr
   /more             接着往下写
   /rewrite 3        另给第 3 行五种写法（同样的字数与韵，与前后相接），选一种换上
   /lock 1-4         留住这些行，/again 只重写其余；/lock none 放开
-  /rhymes 月        与这个字同韵的常用字
+  /rhymes 月        与这个字（或一行的末字）同韵、双押、近韵的
   /like 文件        照这首歌（或句式）的样子写；/like none 不照
   /cipai 如梦令     照词牌写；/cipai 列出词牌，/cipai none 不照
   /set              查看设置；/set temperature 0.8 改一项（none 表示不用）
@@ -293,11 +292,13 @@ class Conversation:
         _tell(f"留住第 {shown} 行；/again 重写其余" if shown else "没有留住的行")
 
     def rhymes(self, argument: str) -> None:
-        name = rhyme_class(argument)
-        if name is None:
+        found = self.writer.rhymes.find(argument)
+        if found is None:
             raise UserError("请给一个汉字，例如 /rhymes 月")
-        found = self.writer.vocabulary.rhyming(name)
-        _tell(f"{name}辙，常用的在前：\n{' '.join(found[:120])}")
+        _tell(f"{found.name}，常用的在前：\n{' '.join(found.characters[:120])}")
+        for title, words in (("两个字的", found.words), ("后两个字都押的", found.double), ("相近的", found.near)):
+            if words:
+                _tell(f"{title}：{' '.join(words[:40])}")
 
     def _song(self) -> Song:
         """最近写的一首。"""

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ class SongPlan:
         copies: 语料的索引；None 表示不查照抄。
         max_copy: 与语料中任何一首连续相同的字不超过这么多（可唱的字，跨行也算）；0 为不限。
         fixed: 第 i 行（从 0 起）已定的文字，写到那里照搬。
+        readings: 第 i 行的末字选定读作哪一辙；没有的照 `rhyme_class`。
 
     Attributes:
         lines: 写好的各行。
@@ -51,6 +52,7 @@ class SongPlan:
     tokens: int = 0
     ended: bool = False
     min_tokens: int = 0
+    readings: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.vocabulary.check(self.form)
@@ -158,7 +160,7 @@ class SongPlan:
     def _remember_rhyme(self, index: int, line: str) -> None:
         letter = self._letter(index)
         if letter and self._binds(letter) and letter not in self._classes:
-            found = rhyme_class(line)
+            found = self.readings.get(index) or rhyme_class(line)
             if found is not None:
                 self._classes[letter] = found
 

@@ -166,6 +166,21 @@ def possible_classes(character: str) -> frozenset[str | None]:
     return frozenset(found - {None}) or frozenset({None})
 
 
+# 日常就有几种读音、几种读音不同辙的字；生僻的读音（月、说）不算
+_UNSURE = frozenset("了着著还還行得地的乐樂觉覺没沒都落和色称稱石强強劲勁重")
+
+
+def readings_of(line: str) -> list[str]:
+    """一行末字可以读作哪几辙：照上下文的在前；只有一种的、不以汉字收尾的是空的。"""
+    run = _LAST_RUN.search(line)
+    last = run[1][-1] if run else ""
+    if last not in _UNSURE:
+        return []
+    first = rhyme_class(line)
+    names = [name for name in RHYME_CLASSES if name in possible_classes(last) and name != first]
+    return [first, *names] if first and names else []
+
+
 LEVEL, OBLIQUE = 1, 2  # 平：阴平、阳平；仄：上声、去声与轻声
 
 

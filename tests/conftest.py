@@ -144,6 +144,18 @@ def write(trained, capsys):
 
 
 @pytest.fixture
+def written(writer, capsys):
+    """written(开头, 设置…)：inference.py 写的，不带末尾的换行。"""
+
+    def call(prompt: str, **changes) -> str:
+        capsys.readouterr()
+        inference.Printer(writer).write(prompt, settings(**changes))
+        return capsys.readouterr().out.removesuffix("\n")
+
+    return call
+
+
+@pytest.fixture
 def talk(writer, capsys):
     """talk(行, …) → 各行的标准输出；错误与说明在 talk.err。"""
 

@@ -12,6 +12,7 @@ import evaluate
 import export
 import flags
 import inference
+import webui
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = REPOSITORY / "README.md"
@@ -98,6 +99,7 @@ def test_commands_use_real_flags(page):
         "benchmark.py": benchmark.FLAGS,
         "export.py": export.FLAGS,
         "evaluate.py": evaluate.FLAGS,
+        "webui.py": webui.FLAGS,
         "tests/forms.py": forms.FLAGS,
     }
     blocks = re.findall(r"```bash\n(.*?)```", read(page), re.S) + re.findall(r"`([^`\n]+)`", read(page))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SCRIPTS = {"train", "inference", "evaluate", "benchmark", "export"}
+SCRIPTS = {"train", "inference", "evaluate", "benchmark", "export", "webui"}
 # 一个房间（根目录的文件，或一个文件夹）可以 import 哪些房间；脚本可以 import 一切，除了别的脚本。
 ROOMS = {
     "config": set(),
@@ -22,6 +22,7 @@ ROOMS = {
     "interchange": {"model", "tokenizer"},
     "measures": {"corpus", "lyrics", "model"},
     "training": {"corpus", "flags", "generation", "model", "optimizer", "terminal", "tokenizer"},
+    "serving": {"flags", "generation", "lyrics", "terminal", "writing"},
     "writing": {"flags", "generation", "lyrics", "model", "tokenizer"},
 }
 EXCEPTIONS = {"writing.loading": {"training"}, "writing.copying": {"corpus", "training"}}  # 读检查点、语料的只有这两处

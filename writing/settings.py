@@ -116,25 +116,31 @@ def shown_form(form: Form) -> str:
     return form_text(form)
 
 
-def _read_example(path: Path | None, keep_tones: bool) -> Form:
-    """--like 的文件。
+def _read_example(like: Path | str | None, keep_tones: bool) -> Form:
+    """--like 的文件，或样例的文字。
 
     Raises:
         LyricsError: 读不了，或写法有误。
     """
-    assert path is not None
+    assert like is not None
+    if isinstance(like, str):
+        return _parsed_text(like, keep_tones)
     try:
-        return _parsed(path, path.stat().st_mtime_ns, keep_tones)
+        return _parsed(like, like.stat().st_mtime_ns, keep_tones)
     except OSError as error:
-        raise LyricsError(f"读不了 {path}：{error.strerror}") from None
+        raise LyricsError(f"读不了 {like}：{error.strerror}") from None
     except UnicodeDecodeError:
-        raise LyricsError(f"{path} 的编码有误：请另存为 UTF-8") from None
+        raise LyricsError(f"{like} 的编码有误：请另存为 UTF-8") from None
 
 
 @functools.lru_cache(maxsize=8)
 def _parsed(path: Path, changed: int, keep_tones: bool) -> Form:
     """changed 是文件改动的时刻：改过的要重读。"""
-    text = path.read_text(encoding="utf-8-sig")
+    return _parsed_text(path.read_text(encoding="utf-8-sig"), keep_tones)
+
+
+@functools.lru_cache(maxsize=8)
+def _parsed_text(text: str, keep_tones: bool) -> Form:
     return parse_form(text) if is_notation(text) else read_form(text, keep_tones)
 
 
@@ -154,7 +160,10 @@ def grouped(every: list[Flag]) -> list[Flag]:
 
 @dataclass
 class Settings:
-    """写一首歌的设置；名称与命令行参数相同。"""
+    """写一首歌的设置；名称与命令行参数相同。
+
+    like 是文件，或样例的文字（网页上的：请求里的路径从不去读）。
+    """
 
     max_tokens: int | None
     min_tokens: int
@@ -172,7 +181,7 @@ class Settings:
     rhyme_scheme: str | None
     acrostic: str | None
     structure: str | None
-    like: Path | None
+    like: Path | str | None
     keep_tones: bool
     cipai: str | None
     breaks: str | None

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from lyrics.constraint import LineRule
 from lyrics.copies import CopyIndex
 from lyrics.form import EXAMPLE_SPAN, LONGEST_LINE, Form, LyricsError
 from lyrics.plan import SongPlan
+from lyrics.rhymes import RhymeDictionary
 from lyrics.sound import lines_of, normalise, place_of, rhyme_class, stanzas_of, sung_count, sung_units
 from lyrics.vocabulary import Vocabulary
 from lyrics.words import one_each
@@ -56,6 +57,17 @@ class Song:
     ended: bool = False
 
 
+class CheckedStep:
+    """走一步之前先问一声还要不要写（`Step`）。"""
+
+    def __init__(self, step: generation.Step, check: Callable[[], None]) -> None:
+        self.step, self.check, self.keep_rows = step, check, step.keep_rows
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        self.check()
+        return self.step(tokens)
+
+
 class Writer:
     """模型与分词器：从开头写出歌词。"""
 
@@ -67,11 +79,34 @@ class Writer:
         self.find_copies: Callable[[], CopyIndex] = _no_index  # 要查照抄而没有索引时，建一个
         self.cuda_graph: bool | None = None  # None：自定
         self.count: Callable[[int], None] = lambda tokens: None  # 每写出几个词元就调用一次
+        self.check: Callable[[], None] | None = None  # 每走一步之前调用；它抛出的异常停下写作
         self.songs: list[Song] = []  # 最近写的；中途停下时是已写的部分
 
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:
         return Vocabulary(self.tokenizer.token_bytes, self.tokenizer.newline_id, self.tokenizer.eos_id)
+
+    @functools.cached_property
+    def rhymes(self) -> RhymeDictionary:
+        return RhymeDictionary(self.vocabulary)
+
+    def require(self, settings: Settings, prompt: str = "") -> None:
+        """写不成的，写之前先说。
+
+        Raises:
+            LyricsError: 句式与开头、词表不合，或要查照抄而没有索引。
+        """
+        if settings.max_copy and self.copies is None:
+            self.copies = self.find_copies()
+        if settings.line_by_line():
+            self.plan(settings.form(), settings, prompt)
+
+    def song_of(self, text: str, settings: Settings, ended: bool = True) -> Song:
+        """别处来的文字，成为可以接着写的一首。"""
+        song = self.start("", dataclasses.replace(settings, num_samples=1))[0]
+        self.replace_text(song, text, settings)
+        song.ended = ended
+        return song
 
     def start(self, prompt: str, settings: Settings) -> list[Song]:
         tokens = self.tokenizer.song(prompt, settings.title or "", settings.singer or "")
@@ -104,7 +139,14 @@ class Writer:
             draw=self._draw(),
         )
 
-    def plan(self, form: Form, settings: Settings, prompt: str = "", fixed: dict[int, str] | None = None) -> SongPlan:
+    def plan(
+        self,
+        form: Form,
+        settings: Settings,
+        prompt: str = "",
+        fixed: dict[int, str] | None = None,
+        readings: Mapping[int, str] | None = None,
+    ) -> SongPlan:
         return SongPlan(
             form,
             self.vocabulary,
@@ -113,6 +155,7 @@ class Writer:
             self.copies,
             settings.max_copy,
             fixed or {},
+            readings=readings or {},
             min_tokens=settings.min_tokens,
         )
 
@@ -124,6 +167,7 @@ class Writer:
         show: Show,
         form: Form | None = None,
         fixed: dict[int, str] | None = None,
+        readings: Mapping[int, str] | None = None,
     ) -> None:
         """照句式接着 song 的开头，一行一行地写。
 
@@ -131,7 +175,7 @@ class Writer:
             LyricsError: 句式与开头或词表不合，或有一行写不出来。
         """
         form = form or settings.form()
-        plan = self.plan(form, settings, song.text, fixed)
+        plan = self.plan(form, settings, song.text, fixed, readings)
         counted, limit = 0, settings.budget if form.lines is None else None
         try:
             for text in plan.write(self.composer(song.tokens, settings, seed), limit):
@@ -168,9 +212,20 @@ class Writer:
         return [twin + 1 for twin in twins if twin < len(lines) and lines[twin] == lines[number - 1]]
 
     def write_the_rest(
-        self, before: Song, locked: Collection[int], prompt: str, settings: Settings, seed: int, show: Show
+        self,
+        before: Song,
+        locked: Collection[int],
+        prompt: str,
+        settings: Settings,
+        seed: int,
+        show: Show,
+        readings: Mapping[int, str] | None = None,
     ) -> Song:
-        """留住 before 的这些行（从 1 起），其余从 prompt 重写，行数不变。没有写完就仍是 before。"""
+        """留住 before 的这些行（从 1 起），其余从 prompt 重写，行数不变。没有写完就仍是 before。
+
+        Args:
+            readings: 第几行（从 1 起）的末字，选定读作哪一辙。
+        """
         lines = lines_of(before.text)
         form = dataclasses.replace(settings.form(), lines=len(lines))
         if not form.sections:
@@ -182,12 +237,19 @@ class Writer:
         song = self.start(prompt, dataclasses.replace(settings, num_samples=1))[0]
         show(prompt)
         self.songs = [before]
-        self.compose(song, settings, seed, show, form, fixed)
+        chosen = {number - 1: name for number, name in (readings or {}).items() if number in locked}
+        self.compose(song, settings, seed, show, form, fixed, chosen)
         self.songs = [song]
         return song
 
-    def rewritings(self, text: str, number: int, settings: Settings, seed: int) -> list[str]:
-        """第 number 行（从 1 起）的另几种写法：同样的字数与韵，与前后的行接得上；好的在前。"""
+    def rewritings(
+        self, text: str, number: int, settings: Settings, seed: int, reading: str | None = None
+    ) -> list[str]:
+        """第 number 行（从 1 起）的另几种写法：同样的字数与韵，与前后的行接得上；好的在前。
+
+        Args:
+            reading: 这一行的末字，选定读作哪一辙。
+        """
         lines = lines_of(text)
         index, old = number - 1, lines[number - 1]
         form = settings.form()
@@ -197,6 +259,8 @@ class Writer:
         same = [index, *(twin - 1 for twin in self._twins(text, number, settings))]
         first = next((form.acrostic[place] for place in same if place < len(form.acrostic)), "")
         rule = _rewriting_rule(old, form, index, first, number == len(lines))
+        if reading:
+            rule = dataclasses.replace(rule, rhymes=frozenset({reading}))
         above = "".join(line + "\n" for line in text.split("\n")[: place_of(text, number)])
         header = self.tokenizer.song(above, settings.title or "", settings.singer or "")
         composer = self.composer(header, settings, seed)
@@ -219,15 +283,21 @@ class Writer:
 
     def copied_lines(self, text: str) -> Iterable[str]:
         """逐行：与语料最长的相同处，出自哪一首。"""
-        assert self.copies is not None  # 要查照抄时都先备好了索引
         for number, line in enumerate(lines_of(text), 1):
-            sung = normalise(line)
-            span = self.copies.longest(sung)
-            if span.length:
-                same = sung[span.start : span.start + span.length]
-                yield f"第 {number} 行 {span.length} 字相同：「{same}」，{self.copies.label(span.song)}"
+            same, label = self.longest_copy(line)
+            if same:
+                yield f"第 {number} 行 {len(same)} 字相同：「{same}」，{label}"
             else:
                 yield f"第 {number} 行没有相同的字"
+
+    def longest_copy(self, line: str) -> tuple[str, str]:
+        """一行与语料最长的（相同处，出自哪一首）；没有的是空的。"""
+        assert self.copies is not None  # 要查照抄时都先备好了索引
+        sung = normalise(line)
+        span = self.copies.longest(sung)
+        if not span.length:
+            return "", ""
+        return sung[span.start : span.start + span.length], self.copies.label(span.song)
 
     def extend(self, song: Song, settings: Settings, seed: int, show: Show) -> None:
         """接着写一首；已收尾的另起一行。"""
@@ -262,13 +332,17 @@ class Writer:
 
     def _make_step(self, tokens: int, songs: int) -> generation.MakeStep:
         if self.decoder is not None:
-            return fused_steps(self.decoder)
+            return self._checked(fused_steps(self.decoder))
         graph = worth_recording(self.device, self.cuda_graph, tokens, songs)
-        return RecordedStep if graph else generation.TorchStep
+        return self._checked(RecordedStep if graph else generation.TorchStep)
+
+    def _checked(self, make: generation.MakeStep) -> generation.MakeStep:
+        check = self.check
+        return make if check is None else lambda model, cache: CheckedStep(make(model, cache), check)
 
     def _make_step_by_line(self, tokens: int) -> generation.MakeStep:
         if self.decoder is None and worth_recording(self.device, self.cuda_graph, tokens, 1):
-            return self._graphs
+            return self._checked(self._graphs)
         return self._make_step(0, 1)
 
     @functools.cached_property

@@ -1,0 +1,359 @@
+"""写歌的页面，在真的浏览器里：写、停、留住、另写、改、撤销、重开、导出，全用键盘也行。
+
+用 Debian 的 chromium：`apt-get install chromium fonts-noto-cjk`，没有它就跳过；在 CI 里跳过算失败。
+"""
+
+import json
+import os
+import re
+import shutil
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect, sync_playwright
+from served import Served
+
+from corpus.formats import read_file
+from flags import REPOSITORY
+from lyrics.copies import CopyIndex
+from lyrics.sound import rhyme_class
+from writing import loading
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None and not os.environ.get("CI"), reason="没有 chromium：apt-get install chromium fonts-noto-cjk"
+)
+FORM = "prompt=今夜我&lines=6&line_chars=5&rhyme=auto&seed=3"
+
+
+@pytest.fixture(scope="module")
+def served():
+    with Served(loading.load_writer(REPOSITORY / loading.READY, "cpu", "fp32", "auto").writer) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    assert CHROMIUM, "CI 里要有 chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(chromium, served):
+    """一个干净的浏览器；结束时查：控制台没有错，没有向别处的请求。"""
+    context = chromium.new_context(viewport={"width": 1280, "height": 860}, locale="zh-CN")
+    said, asked = [], []
+
+    def watch(page: Page) -> None:
+        page.on("console", lambda message: message.type in ("error", "warning") and said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+
+    context.on("page", watch)
+    yield context
+    context.close()
+    assert [text for text in said if "status of 4" not in text] == []
+    assert [url for url in asked if not url.startswith((served.url, "blob:", "data:"))] == []
+
+
+@pytest.fixture
+def page(context, served):
+    page = context.new_page()
+    return open_page(page, served, FORM)
+
+
+def open_page(page: Page, served: Served, form: str = "") -> Page:
+    page.goto(f"{served.url}/#{form}")
+    page.wait_for_selector("body[data-ready]")
+    return page
+
+
+def write(page: Page) -> list[str]:
+    page.click("#write")
+    done(page)
+    return lines(page)
+
+
+def done(page: Page) -> None:
+    expect(page.locator("#status")).to_contain_text("种子", timeout=30_000)
+    expect(page.locator("#write")).to_be_visible()
+
+
+def lines(page: Page) -> list[str]:
+    return page.locator("input.text").evaluate_all("inputs => inputs.map(input => input.value)")
+
+
+def text(page: Page, number: int):
+    return page.locator("input.text").nth(number - 1)
+
+
+def test_writes_a_song(page, served):
+    """写出的正是那个种子的歌；每行的字数与韵；地址就是设置。"""
+    written = write(page)
+    assert len(written) == 6
+    values = {"lines": 6, "line_chars": "5", "rhyme": "auto", "seed": 3}
+    events = served.events("write", {"prompt": "今夜我", "settings": values})
+    assert "\n".join(written) == "今夜我" + "".join(event.get("text", "") for event in events)
+    expect(page.locator(".count").first).to_have_text("5")
+    classes = page.locator(".rhyme:visible").all_inner_texts()
+    assert [name.rstrip("？") for name in classes] == [rhyme_class(line) for line in written]
+    again = open_page(page.context.new_page(), served, page.url.split("#")[1])
+    assert write(again) == written
+
+
+def test_stop_keeps_what_is_there(page, served):
+    """停：一秒之内停下，写到的还在，轮到下一位。"""
+    page.fill("#f-lines", "1000")
+    page.click("#write")
+    expect(page.locator("input.text").nth(3)).to_be_visible(timeout=20_000)
+    page.click("#stop")
+    expect(page.locator("#status")).to_contain_text("停下了", timeout=1000)
+    served.wait_for(0)
+    kept = lines(page)
+    assert 3 < len(kept) < 1000
+    page.wait_for_timeout(200)
+    assert lines(page) == kept
+
+
+def test_lock_and_write_the_rest(page):
+    """留住的不动，其余都另写。"""
+    before = write(page)
+    for number in (1, 4):
+        page.locator(".lock").nth(number - 1).click()
+    page.fill("#f-seed", "9")
+    page.click("#rest")
+    expect(page.locator("#status")).to_contain_text("种子 9", timeout=20_000)
+    after = lines(page)
+    assert (after[0], after[3]) == (before[0], before[3])
+    assert all(after[place] != before[place] for place in (1, 2, 4, 5))
+
+
+def test_rewrite_the_third_line(page):
+    """第三行的五种写法，按数字键选第二种；撤销就回来。"""
+    before = write(page)
+    text(page, 3).focus()
+    page.keyboard.press("Alt+r")
+    options = page.locator(".options:visible button")
+    expect(options.first).to_be_focused(timeout=20_000)
+    offered = [re.sub(r"^\d", "", option) for option in options.all_inner_texts()]
+    page.keyboard.press("2")
+    assert lines(page)[2] == offered[1].strip()
+    expect(text(page, 3)).to_be_focused()
+    page.keyboard.press("Control+z")
+    assert lines(page) == before
+    page.keyboard.press("Control+Shift+z")
+    assert lines(page)[2] == offered[1].strip()
+
+
+def test_edit_move_insert_delete_undo_and_reload(page):
+    """在原处改，移、插、删；一步一步撤销；重开还在，历史也在。"""
+    before = write(page)
+    text(page, 2).fill("改过的一行月光")
+    expect(page.locator(".count").nth(1)).to_have_text("7/5")
+    text(page, 2).press("Enter")
+    page.keyboard.type("新的")
+    text(page, 3).press("Alt+ArrowUp")
+    assert lines(page)[:4] == [before[0], "新的", "改过的一行月光", before[2]]
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    assert lines(page)[:4] == [before[0], "新的", "改过的一行月光", before[2]]
+    text(page, 4).focus()
+    page.get_by_role("button", name="删", exact=True).click()
+    assert len(lines(page)) == 6
+    for _ in range(20):
+        page.keyboard.press("Control+z")
+    assert lines(page) == []
+    for _ in range(20):
+        page.keyboard.press("Control+y")
+    assert len(lines(page)) == 6
+
+
+def test_readings_and_the_rhyme_dictionary(page):
+    """拿不准的末字点一下换读音；韵典随之换，点一个词写进那一行。"""
+    page.click("#blank")
+    text(page, 1).fill("我们走了")
+    unsure = page.locator(".unsure:visible")
+    expect(unsure).to_have_text("梭坡？")
+    unsure.click()
+    expect(unsure).to_have_text("遥条")
+    expect(page.locator("aside h2")).to_have_text("遥条辙")
+    text(page, 1).fill("等月亮")
+    expect(page.locator("aside h2")).to_have_text("江阳辙")
+    word = page.locator("#rhymes section").nth(1).locator("button").first
+    shown = word.inner_text()
+    text(page, 1).press("End")
+    word.click()
+    assert lines(page) == [f"等月亮{shown}"]
+    expect(page.locator("#rhymes")).to_contain_text("近韵")
+
+
+def test_copied_span_tells_its_song(page, served, tmp_path):
+    """与语料的相同处：行末说几个字，指着它说是哪几个、出自哪一首。"""
+    identity = served.writer.tokenizer.fingerprint
+    CopyIndex.build(["月亮照着河岸"], ["《河岸》谁"], tmp_path / "copies", identity, 1)
+    served.writer.copies = CopyIndex.load(tmp_path / "copies", identity)
+    try:
+        page.click("#blank")
+        text(page, 1).fill("我看月亮照着你")
+        copied = page.locator(".copied:visible")
+        expect(copied).to_have_text("同 4")
+        copied.focus()
+        tip = copied.evaluate("chip => getComputedStyle(chip, '::after').content")
+        assert "「月亮照着」，《河岸》谁" in tip
+    finally:
+        served.writer.copies = None
+
+
+def test_several_songs_as_cards(page):
+    """一次几首：各是一张，选一张看。"""
+    page.fill("#f-num_samples", "3")
+    first = write(page)
+    cards = page.locator("#cards button")
+    assert cards.count() == 3
+    cards.nth(2).click()
+    expect(cards.nth(2)).to_have_attribute("aria-pressed", "true")
+    assert lines(page) != first
+    page.keyboard.press("Control+z")
+    assert lines(page) == first
+
+
+@pytest.mark.parametrize("kind", ["txt", "lrc", "json"])
+def test_export_and_import(page, tmp_path, kind):
+    """导出的语料读得了；再导入就是原来的歌。"""
+    page.fill("#f-title", "远方")
+    page.fill("#f-singer", "无名")
+    written = write(page)
+    with page.expect_download() as download:
+        page.locator(f"#export [data-kind={kind}]").click()
+    path = tmp_path / download.value.suggested_filename
+    assert path.name == f"远方.{kind}"
+    download.value.save_as(path)
+    (read,) = read_file(path)
+    assert [line for line in written if line not in "".join(read.lyric)] == []
+    if kind == "json":
+        assert json.loads(path.read_text())[0] == {"name": "远方", "singer": "无名", "lyric": written}
+    text(page, 1).fill("别的")
+    page.set_input_files("#file", path)
+    expect(text(page, 1)).to_have_value(written[0])
+    assert lines(page) == written
+
+
+def test_form_errors_beside_their_field(page, served):
+    """写错的说在栏旁，光标到那里，什么也没有送去写。"""
+    sent = []
+    page.on("request", lambda request: sent.append(request.url))
+    page.fill("#f-line_chars", "七")
+    page.click("#write")
+    expect(page.locator("#e-line_chars")).to_contain_text("--line_chars 应是 7、5-9 或 7,7,5,7 这样的字数")
+    expect(page.locator("#f-line_chars")).to_be_focused()
+    assert page.locator("#f-line_chars").get_attribute("aria-invalid") == "true"
+    assert not any(url.endswith("/api/write") for url in sent)
+    page.fill("#f-line_chars", "5")
+    expect(page.locator("#e-line_chars")).to_be_hidden()
+
+
+def test_a_script_in_the_title_stays_a_title(page):
+    """歌名、歌词、导入的文件里写什么都只是文字。"""
+    evil = "<img src=x onerror=alert(1)>"
+    page.on("dialog", lambda dialog: pytest.fail("运行了歌名里的脚本"))
+    page.fill("#f-title", evil)
+    write(page)
+    expect(page.locator("#title")).to_have_text(f"《{evil}》")
+    text(page, 1).fill(evil)
+    page.fill("#f-prompt", evil)
+    page.fill("#f-line_chars", "")
+    page.fill("#f-rhyme_scheme", evil)
+    page.click("#write")
+    expect(page.locator("#e-rhyme_scheme")).to_contain_text("AABA")
+    page.set_input_files("#file", {"name": f"{evil}.json", "mimeType": "x", "buffer": b"{"})
+    expect(page.locator("#problem")).to_contain_text("没有读出歌词")
+    assert page.locator("img").count() == 0
+
+
+def test_keyboard_alone(page):
+    """不碰鼠标：填、写、走到第二行、留住、另写、选、撤销、续写。"""
+    page.keyboard.press("Tab")
+    expect(page.locator("#f-prompt")).to_be_focused()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("春风")
+    page.keyboard.press("Control+Enter")
+    done(page)
+    assert lines(page)[0].startswith("春风")
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.classList.contains('text')"):
+            break
+    page.keyboard.press("ArrowDown")
+    expect(text(page, 2)).to_be_focused()
+    page.keyboard.press("Alt+l")
+    expect(page.locator(".lock").nth(1)).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("Alt+r")
+    options = page.locator(".options:visible button")
+    expect(options.first).to_be_focused(timeout=20_000)
+    page.keyboard.press("Escape")
+    expect(text(page, 2)).to_be_focused()
+    page.keyboard.press("Control+z")
+    expect(page.locator(".lock").nth(1)).to_have_attribute("aria-pressed", "false")
+    page.locator("#more").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("input.text").nth(11)).to_be_visible(timeout=20_000)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_fits_and_is_accessible(page, scheme, width):
+    """手机上不用横着滚；axe 没有严重的问题，浅色深色都是。"""
+    page.set_viewport_size({"width": width, "height": 844})
+    page.emulate_media(color_scheme=scheme)
+    write(page)
+    text(page, 2).fill("我们走了")
+    text(page, 3).focus()
+    page.keyboard.press("Alt+r")
+    expect(page.locator(".options:visible button").first).to_be_focused(timeout=20_000)
+    expect(page.locator("aside h2")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    found = Axe().run(page)
+    assert len(found.response["passes"]) > 20
+    serious = [one for one in found.response["violations"] if one["impact"] in ("serious", "critical")]
+    assert [(one["id"], [node["html"] for node in one["nodes"]][:3]) for one in serious] == []
+
+
+def test_typing_does_not_lag(page):
+    """60 行的歌里打字，每个键的处理不到 16 毫秒。"""
+    song = "\n".join(f"第{number}行的月光照着你" for number in range(60))
+    page.set_input_files("#file", {"name": "歌.txt", "mimeType": "text/plain", "buffer": song.encode()})
+    expect(text(page, 60)).to_be_visible()
+    page.evaluate(
+        """() => {
+          window.spent = [];
+          let began;
+          addEventListener("input", () => (began = performance.now()), true);
+          addEventListener("input", () => spent.push(performance.now() - began));
+        }"""
+    )
+    text(page, 30).focus()
+    page.keyboard.type("一二三四五六七八九十" * 4, delay=5)
+    spent = sorted(page.evaluate("spent"))
+    assert len(spent) == 40
+    assert spent[35] < 16
+
+
+def test_token_is_taken_once(chromium, served):
+    """口令从 # 里拿一次：地址上没有了，重开还能写；没有它的说一句。"""
+    writer = served.writer
+    with Served(writer, token="open-s3") as guarded:
+        context = chromium.new_context()
+        page = context.new_page()
+        open_page(page, guarded, "token=open-s3&lines=2")
+        assert "token" not in page.url
+        assert "lines=2" in page.url
+        page.reload()
+        page.wait_for_selector("body[data-ready]")
+        assert len(write(page)) == 2
+        stranger = context.new_page()
+        stranger.goto(guarded.url)
+        expect(stranger.locator("#problem")).to_contain_text("口令不对")
+        context.close()
