@@ -169,13 +169,16 @@ class Tail:
         self.stops, self.held, self.found = stops, "", False
 
     def push(self, text: str) -> str:
-        """再来一段，现在可以给出的。"""
+        """再来一段，现在可以给出的；最先写全的一个 stop 算数，与怎样分段无关。"""
         held = self.held + text
-        places = [place for stop in self.stops if (place := held.find(stop)) >= 0]
-        self.found = bool(places)
+        for end in range(len(self.held) + 1, len(held) + 1):
+            whole = [len(stop) for stop in self.stops if held.endswith(stop, 0, end)]
+            if whole:
+                self.held, self.found = "", True
+                return held[: end - max(whole)]
         heads = (size for stop in self.stops for size in range(1, len(stop)) if held.endswith(stop[:size]))
-        cut = min(places) if places else len(held) - max(heads, default=0)
-        self.held = "" if places else held[cut:]
+        cut = len(held) - max(heads, default=0)
+        self.held = held[cut:]
         return held[:cut]
 
 
