@@ -22,7 +22,7 @@ from tiny import TINY, assert_same_run, write_corpus  # noqa: E402
 import train  # noqa: E402
 from training import checkpoint  # noqa: E402
 
-LONGER = ["--eval_interval", "8", "--n_embed", "64", "--batch_size", "8"]
+LONGER = ["--eval_interval", "8", "--n_embed", "64", "--batch_size", "8", "--patience", "none"]  # 不提前停
 
 
 def start(folder: Path, name: str, log: Path, steps: int) -> int:

@@ -11,7 +11,7 @@ import pytest
 def test_a_few_kills_change_nothing():
     """随机的时刻 kill -9 几次：留下的文件都完好，接着训完与没受打扰的逐位相同。"""
     script = Path(__file__).resolve().parent / "kill.py"
-    short = ["--kills", "4", "--steps", "300", "--longest", "2.5"]
+    short = ["--kills", "4", "--steps", "400", "--longest", "2.5"]
     done = subprocess.run(
         [sys.executable, str(script), *short], capture_output=True, encoding="utf-8", timeout=180, check=False
     )
