@@ -30,6 +30,7 @@ class Muon(torch.optim.Optimizer):
     Args:
         parameters: 都是矩阵。
         triples: 其中由三个矩阵上下拼成的。
+        precision: 正交化用的类型。
     """
 
     def __init__(
@@ -38,9 +39,11 @@ class Muon(torch.optim.Optimizer):
         triples: Iterable[nn.Parameter],
         lr: float,
         weight_decay: float,
+        precision: torch.dtype = torch.bfloat16,
         momentum: float = 0.95,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self._precision = precision
         self._triples = {id(parameter) for parameter in triples}
 
     @torch.no_grad()
@@ -65,7 +68,7 @@ class Muon(torch.optim.Optimizer):
             matrices = update.view(parts, -1, parameter.size(1))
             stacks.setdefault(tuple(matrices.shape[1:]), []).append((parameter, matrices))
         for shape, members in stacks.items():
-            changes = orthogonalised(torch.cat([matrices for _, matrices in members])).float()
+            changes = orthogonalised(torch.cat([matrices for _, matrices in members]), self._precision).float()
             if found_inf is not None:
                 changes = torch.where(broken, 0.0, changes)
             parts = changes.split([len(matrices) for _, matrices in members])
@@ -80,13 +83,13 @@ class Muon(torch.optim.Optimizer):
         return state["momentum_buffer"]
 
 
-def orthogonalised(matrices: Tensor) -> Tensor:
+def orthogonalised(matrices: Tensor, precision: torch.dtype) -> Tensor:
     """(n, r, c) 的各个矩阵换成最近的（半）正交矩阵，近似：五次 Newton–Schulz，系数取自 Jordan 等 2024。"""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices.bfloat16()
+    x = matrices.float() if precision is torch.float16 else matrices.to(precision)  # fp16 装不下很小的数，先归一
     tall = x.size(1) > x.size(2)
     x = x.mT if tall else x
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)).to(precision)
     for _ in range(5):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -94,7 +97,12 @@ def orthogonalised(matrices: Tensor) -> Tensor:
 
 
 def build_optimizers(
-    name: str, model: nn.Module, learning_rate: float, muon_learning_rate: float, weight_decay: float
+    name: str,
+    model: nn.Module,
+    learning_rate: float,
+    muon_learning_rate: float,
+    weight_decay: float,
+    half: torch.dtype | None = torch.bfloat16,
 ) -> dict[str, torch.optim.Optimizer]:
     """每个参数恰好归一个优化器；最高学习率记在各组的 `peak_lr` 里。
 
@@ -103,6 +111,8 @@ def build_optimizers(
             `muon`：线性层的权重矩阵用 Muon（Jordan 等 2024），其余用 AdamW。Muon 把每个矩阵的更新正交化，
             再缩放到与 AdamW 相当的大小（Liu 等 2025，Muon is Scalable for LLM Training，2.2 节）。
         learning_rate, muon_learning_rate: AdamW 与 Muon 的最高学习率。
+        half: 设备有硬件支持的半精度，Muon 用它正交化；None 是没有，用 fp32：没有硬件的 bf16 要慢三十倍
+            （只有 AVX2 的 CPU，docs/measurements.md）。
     """
     decayed, kept = parameter_groups(model, weight_decay)
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
@@ -112,7 +122,7 @@ def build_optimizers(
 
     if name == "muon":
         triples = [parameter for name, parameter in model.named_parameters() if name.endswith("qkv.weight")]
-        muon = Muon(decayed["params"], triples, muon_learning_rate, weight_decay)
+        muon = Muon(decayed["params"], triples, muon_learning_rate, weight_decay, half or torch.float32)
         optimizers = {"muon": muon, "adamw": adamw(kept)}
     else:
         optimizers = {"adamw": adamw(decayed, kept)}
@@ -125,17 +135,20 @@ def build_optimizers(
 def update_unless(broken: Tensor, optimizers: Iterable[torch.optim.Optimizer], scaler: torch.amp.GradScaler) -> None:
     """各走一步；broken（设备上的 bool）为真时权重与优化器的状态都不变。
 
-    显卡上不等结果：由设备自己决定走不走，主机接着备下一步；fp16 的放大倍数、MPS 上没有融合的 AdamW 仍要等。
+    显卡上不等结果：由设备自己决定走不走，主机接着备下一步；MPS 上没有融合的 AdamW，仍要等。
+
+    Args:
+        scaler: 已经对各个优化器 `unscale_` 过。
     """
-    if scaler.is_enabled() or broken.device.type == "mps":
+    if broken.device.type == "mps":
         if not broken:
             for optimizer in optimizers:
-                scaler.step(optimizer)
-        scaler.update()
-        return
-    for optimizer in optimizers:
-        optimizer.found_inf = broken.float()  # type: ignore[attr-defined]  # GradScaler 与融合的优化器之间的约定
-        optimizer.step()
+                optimizer.step()
+    else:
+        for optimizer in optimizers:
+            optimizer.found_inf = broken.float()  # type: ignore[attr-defined]  # GradScaler 与融合的优化器之间的约定
+            optimizer.step()
+    scaler.update()
 
 
 def learning_rate_at(step: int, total: int, warmup: int, peak: float, minimum: float) -> float:

@@ -28,7 +28,7 @@ from training import checkpoint, processes, report, resume
 from training.budget import fitted
 from training.checkpoint import METRICS, CheckpointError
 from training.data import look_at_corpus, prepare_corpus
-from training.device import DeviceError, Runtime, best_preset, peak_flops, peak_memory_gb, setup
+from training.device import DeviceError, Runtime, best_preset, native_half, peak_flops, peak_memory_gb, setup
 from training.distillation import Distillation, load_teachers
 from training.fallbacks import Abandoned, ForwardBackward
 from training.memory import first_micro_batch, free_bytes, step_bytes
@@ -128,9 +128,8 @@ class Trainer:
         )
         self.model.song_start = self.tokenizer.bos_id if config.separate_songs else None
         self.processes.broadcast_tensors(parameter.data for parameter in self.model.parameters())
-        self.optimizers = build_optimizers(
-            config.optimizer, self.model, config.learning_rate, config.muon_learning_rate, config.weight_decay
-        )
+        rates = config.learning_rate, config.muon_learning_rate, config.weight_decay
+        self.optimizers = build_optimizers(config.optimizer, self.model, *rates, native_half(environment.device))
         self.average = WeightAverage(self.model, config.average * config.train_iters)
         self.scaler = torch.amp.GradScaler(environment.device.type, enabled=environment.needs_scaler)
         trained = self.model, self.average, self.optimizers, self.scaler, self.progress
@@ -246,7 +245,6 @@ class Trainer:
             set_learning_rate(optimizer, learning_rate / config.learning_rate)
         x, y = (part.to(self.environment.device, non_blocking=True) for part in self.prefetcher.at(iteration))
         total = self.forward_backward(x, y, iteration)
-        self.processes.all_reduce_sum([total, *(parameter.grad for parameter in self.model.parameters())])  # type: ignore[list-item]
         for optimizer in self.optimizers.values():
             self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from model import GPT, ModelConfig
-from optimizer import WeightAverage, build_optimizers, learning_rate_at, parameter_groups, set_learning_rate
+from optimizer import (
+    WeightAverage,
+    build_optimizers,
+    learning_rate_at,
+    orthogonalised,
+    parameter_groups,
+    set_learning_rate,
+)
 
 TINY = ModelConfig(vocab_size=20, max_seq_len=8, n_layers=2, n_heads=2, n_embed=8)
 DECAYED = {
@@ -197,3 +204,27 @@ def test_weight_average():
     with off.applied():
         assert torch.equal(model.embedding.weight, current)
     assert off.state() == {}
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_precision_orthogonalises_the_smallest_gradients(precision):
+    """fp16 装不下的小梯度也正交化；三种精度相差无几。"""
+    matrices = 1e-9 * torch.randn(2, 48, 96, generator=torch.Generator().manual_seed(0))
+    singular = torch.linalg.svdvals(orthogonalised(matrices, precision).float())
+    assert singular.min() > 0.6
+    assert singular.max() < 1.25
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16, None])
+def test_muon_uses_what_the_hardware_has(run, monkeypatch, half):
+    """没有 bf16 的设备上不用模拟的：有 fp16 用 fp16，都没有用 fp32；与是否混合精度无关。"""
+    used = set()
+
+    def watched(matrices, precision):
+        used.add(precision)
+        return orthogonalised(matrices, precision)
+
+    monkeypatch.setattr("optimizer.orthogonalised", watched)
+    monkeypatch.setattr("train.native_half", lambda device: half)
+    assert run("half", "--optimizer", "muon", "--use_amp", "false", "--train_iters", "2")[0] == 0
+    assert used == {half or torch.float32}

@@ -1,6 +1,8 @@
 """几个进程一起训练（gloo，CPU）：与一个进程相同；出错、信号、换进程数。"""
 
+import functools
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,12 +19,15 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import train
 import training.data
+import training.fallbacks
+import training.reduction
 from corpus.files import CorpusError
 from model import GPT
 from terminal import UserError, run_script
 from training import checkpoint, processes
 from training.checkpoint import CheckpointError
 from training.device import DeviceError, pick_device_for
+from training.fallbacks import ForwardBackward
 from training.processes import Processes
 
 EXACT = ("--dropout", "0", "--use_amp", "false", "--optimizer", "adamw")  # Muon 内部用 bf16，只近似相同
@@ -31,6 +36,17 @@ EXACT = ("--dropout", "0", "--use_amp", "false", "--optimizer", "adamw")  # Muon
 def arguments(folder: Path, corpus: Path, name: str, *extra: str) -> list[str]:
     places = ["--lyrics_dir", corpus, "--checkpoint_dir", folder / name, "--cache_dir", folder / f"cache-{name}"]
     return [*TINY, *map(str, places), "--bpe_model_prefix", str(folder / f"bpe-{name}"), *extra]
+
+
+def together(worker: Callable[..., None], *given) -> int:
+    """worker(*given) 在两个进程里；返回退出码。"""
+    options = {"min_nodes": 1, "max_nodes": 1, "nproc_per_node": 2, "start_method": "fork", "max_restarts": 0}
+    meeting = {"run_id": "two", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+    try:
+        elastic_launch(LaunchConfig(**options, **meeting), worker)(*given)
+    except ChildFailedError:
+        return 1
+    return 0
 
 
 @pytest.fixture
@@ -46,18 +62,9 @@ def launch(tmp_path, corpus):
         patch(int(os.environ["RANK"]))
         run_script(train.main, UserError, CorpusError, CheckpointError, leave=processes.leave)
 
-    def launcher(argv: list[str], patch: Callable[[int], None]) -> int:
-        options = {"min_nodes": 1, "max_nodes": 1, "nproc_per_node": 2, "start_method": "fork", "max_restarts": 0}
-        meeting = {"run_id": "two", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
-        try:
-            elastic_launch(LaunchConfig(**options, **meeting), worker)(argv, patch)
-        except ChildFailedError:
-            return 1
-        return 0
-
     def call(name: str, *extra: str, patch: Callable[[int], None] = lambda rank: None) -> tuple[int, str, str]:
         argv = arguments(tmp_path, corpus, name, *extra)
-        return forked.run(lambda: launcher(argv, patch), tmp_path, seconds=60)
+        return forked.run(lambda: together(worker, argv, patch), tmp_path, seconds=60)
 
     return call
 
@@ -119,19 +126,45 @@ def test_two_processes_equal_one(run, launch, tmp_path, split):
     assert_as_one(out, one, tmp_path / "two", loosely="muon" in split)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradients_are_summed_while_backward_goes_on(run, launch, tmp_path, compiled):
+    """过了会重来的头几步，一块梯度齐了就开始传；与一个进程的一致。编译的一张图最后才给出梯度，结果也一样。"""
+    options = (*EXACT, "--batch_size", "5", "--eval_iters", "50", "--micro_batch_size", "2")
+    _, _, one = run("one", *options)
+
+    def small_pieces(rank: int) -> None:
+        training.fallbacks.ADAPTING_STEPS, training.reduction.BUCKET_BYTES = 2, 5000
+        accumulate = ForwardBackward._accumulate
+        torch.compile = functools.partial(torch.compile, backend="aot_eager")
+
+        def watched(self, *given, **options):
+            found = accumulate(self, *given, **options)
+            print("反传完时开始了", len(self.gradient_sum._sent), "块，共", len(self.gradient_sum._buckets))
+            return found
+
+        ForwardBackward._accumulate = watched
+
+    code, out, errors = launch("two", *options, "--use_compile", str(compiled), patch=small_pieces)
+    assert code == 0, errors
+    assert_as_one(out, one, tmp_path / "two")
+    started = re.findall(r"开始了 (\d+) 块，共 (\d+)", out)
+    assert [begun for begun, _ in started[:4]] == ["0"] * 4  # 两个进程的头两步
+    assert len(started) == 20
+    assert all(begun == whole and int(whole) > 3 for begun, whole in started[4:])
+
+
 def test_numbers_going_wrong_are_told_once(launch):
     """连续的 nan 停下全部进程，只由主进程说。"""
 
     def spoil(rank: int) -> None:
-        add = Processes.all_reduce_sum
+        begin = Processes.begin_sum
 
-        def spoiled(self, tensors):
-            tensors = list(tensors)
-            if len(tensors) > 1 and rank == 1:
-                tensors[1][0] = float("nan")
-            add(self, tensors)
+        def spoiled(self, tensor):
+            if rank == 1 and tensor.numel() > 1000:
+                tensor[0] = float("nan")
+            return begin(self, tensor)
 
-        Processes.all_reduce_sum = spoiled
+        Processes.begin_sum = spoiled
 
     code, out, errors = launch("nan", patch=spoil)
     assert code != 0
@@ -239,6 +272,36 @@ def test_out_of_memory_on_one_process_halves_both(launch):
     code, out, errors = launch("oom", patch=small)
     assert code == 0, errors
     assert out.count("微批次减为 1") == 1
+
+
+def test_a_result_arrives_with_its_tensors(tmp_path):
+    """各种类型、形状的张量与别的东西，到了别的进程还是原样；张量不随别的一起打包。"""
+    given = {
+        "权重": torch.randn(3, 5).t(),
+        "里面": [torch.tensor(7), {"真假": torch.tensor([True, False]), "空": torch.empty(0, 4)}],
+        "半": torch.randn(4).bfloat16(),
+        "字": "歌词",
+    }
+
+    def worker() -> None:
+        group = Processes()
+        group.start(torch.device("cpu"))
+        send, sizes = torch.distributed.broadcast_object_list, []
+
+        def counted(message, *given, **options):
+            sizes.append(sum(map(len, message)))
+            return send(message, *given, **options)
+
+        torch.distributed.broadcast_object_list = counted
+        large = torch.zeros(100_000)
+        found, received = group.broadcast_result(lambda: (given, large))
+        assert received.shape == large.shape
+        assert max(sizes) < 2000
+        assert found.pop("字") == "歌词"
+        torch.testing.assert_close(found, {name: given[name] for name in found}, rtol=0, atol=0)
+        group.finish()
+
+    assert forked.run(lambda: together(worker), tmp_path, seconds=60)[0] == 0
 
 
 def test_a_batch_smaller_than_the_processes_is_refused(launch):

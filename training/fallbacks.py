@@ -9,6 +9,7 @@ from model import GPT
 from terminal import is_out_of_memory
 from training.device import Runtime, seed_step
 from training.processes import StopSignals
+from training.reduction import GradientSum
 
 ADAPTING_STEPS = 10  # 启动后的头几步才退；之后同样的错误都是真的错误
 DONE, COMPILER_FAILED, OUT_OF_MEMORY, ABANDONED = range(4)  # 一次前向与反向的结局；各进程取最大的一个
@@ -44,6 +45,7 @@ class ForwardBackward:
         self.model, self.scaler, self.environment, self.say = model, scaler, environment, say
         self.seed, self.batch_targets, self.micro_batch_size = seed, batch_targets, micro_batch_size
         self.stop = StopSignals()
+        self.gradient_sum = GradientSum(model.parameters(), environment.processes)
         self.compiled = use_compile
         self.plain_loss = self.loss_function = loss or model.loss
         self._calls = 0
@@ -54,7 +56,7 @@ class ForwardBackward:
                 self._do_without_compile(error)
 
     def __call__(self, x: Tensor, y: Tensor, iteration: int) -> Tensor:
-        """x、y: (B, T) int64，这个进程的那部分。返回损失 ()，与 `.grad` 一样，各进程相加就是整批的平均。
+        """x、y: (B, T) int64，这个进程的那部分。返回整批的平均损失 ()；`.grad` 是它的梯度，各进程相同。
 
         Raises:
             Abandoned: 编译时收到停止的信号。
@@ -64,13 +66,14 @@ class ForwardBackward:
         while True:
             loss, problem = None, DONE
             try:
-                loss = self._accumulate(x, y, iteration)
+                loss = self._accumulate(x, y, iteration, early=not adapting)
             except Exception as error:
                 problem = self._problem_of(error, adapting)
             # 到了 except 之外再重来：异常还挂着那次前向的全部张量。
             if adapting:
                 problem = self.environment.processes.all_reduce_max(problem)
             if problem == DONE and loss is not None:
+                self.gradient_sum.finish(loss)
                 return loss
             self.model.zero_grad(set_to_none=True)
             if problem == ABANDONED:
@@ -78,7 +81,8 @@ class ForwardBackward:
             if problem == OUT_OF_MEMORY:
                 self._halve_micro_batch()
 
-    def _accumulate(self, x: Tensor, y: Tensor, iteration: int) -> Tensor:
+    def _accumulate(self, x: Tensor, y: Tensor, iteration: int, early: bool) -> Tensor:
+        """early：最后一次反传时就开始与别的进程相加；还会重来的头几步不能。"""
         seed_step(self.seed, iteration, self.environment.processes.rank)
         self.model.train()
         size = self.micro_batch_size
@@ -86,6 +90,8 @@ class ForwardBackward:
         for start in range(0, len(x), size):
             with self.environment.autocast():
                 loss = self.loss_function(x[start : start + size], y[start : start + size]) / self.batch_targets
+            if early and start + size >= len(x):
+                self.gradient_sum.start_with_backward()
             self.scaler.scale(loss).backward()
             total += loss.detach()
         return total

@@ -1,7 +1,9 @@
 """一起训练的几个进程，和停下训练的信号。"""
 
 import contextlib
+import io
 import os
+import pickle
 import re
 import signal
 import sys
@@ -13,10 +15,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors, _take_tensors, _unflatten_dense_tensors  # torch.nn.parallel 也用
 
 PEER_TIMEOUT = timedelta(hours=2)  # 等别的进程的时限：主进程可能正在清洗很大的语料
-MOST_BYTES = 2**26  # 一次传的一块
+CARD_TIMEOUT = timedelta(minutes=10)  # 显卡之间的：前后都有 gloo 对齐，等这么久就是出了错
 
 T = TypeVar("T")
 
@@ -41,6 +42,7 @@ class Processes:
             int(os.environ.get(name) or default)
             for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
         )
+        self._cards: dist.ProcessGroup | None = None  # 显卡张量走的
 
     @property
     def is_main(self) -> bool:
@@ -55,9 +57,10 @@ class Processes:
         """
         if self.count == 1:
             return
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         try:
-            dist.init_process_group(backend, timeout=PEER_TIMEOUT)
+            dist.init_process_group("gloo", timeout=PEER_TIMEOUT)
+            if device.type == "cuda":
+                self._cards = dist.new_group(backend="nccl", timeout=CARD_TIMEOUT)
         except (RuntimeError, ValueError) as error:
             raise CommunicationError(f"{self.count} 个进程没有连起来：{str(error).splitlines()[0]}") from None
 
@@ -84,30 +87,89 @@ class Processes:
         return int(found)
 
     def all_reduce_sum(self, tensors: Iterable[Tensor]) -> None:
-        """把每个张量就地换成各进程之和；各张量的类型与设备相同。"""
+        """把每个张量就地换成各进程之和。"""
+        for tensor in tensors:
+            self.begin_sum(tensor).wait()
+
+    def begin_sum(self, tensor: Tensor) -> "Transfer":
+        """开始把 tensor 就地换成各进程之和；`wait` 之后才能用它。"""
         if self.count == 1:
-            return
-        for group in _take_tensors(tensors, MOST_BYTES):  # 拼成大块再传：几百个小张量逐个传，时间都花在往返上
-            whole = _flatten_dense_tensors(group)
-            with _expecting_peers():
-                dist.all_reduce(whole)
-            for tensor, part in zip(group, _unflatten_dense_tensors(whole, group), strict=True):
-                tensor.copy_(part)
+            return Transfer(None)
+        with _expecting_peers():
+            return Transfer(dist.all_reduce(tensor, group=self._group_of(tensor), async_op=True))
 
     def broadcast_tensors(self, tensors: Iterable[Tensor]) -> None:
         """把每个张量就地换成主进程的。"""
         if self.count > 1:
             with _expecting_peers():
                 for tensor in tensors:
-                    dist.broadcast(tensor, 0)
+                    dist.broadcast(tensor, 0, group=self._group_of(tensor))
 
     def broadcast_result(self, call: Callable[[], T]) -> T:
-        """主进程执行 call，各进程得到它的结果；它出错时主进程照常抛出，其余进程等到它退出，得到 PeerError。"""
-        message: list[Any] = [call() if self.is_main else None]
-        if self.count > 1:
+        """主进程执行 call，各进程得到它的结果；它出错时主进程照常抛出，其余进程等到它退出，得到 PeerError。
+
+        结果里的张量（一个检查点有一个多 GB）不打包，在 CPU 上逐个传。
+        """
+        if self.count == 1:
+            return call()
+        if self.is_main:
+            result, packed = call(), io.BytesIO()
+            packer = _Packer(packed)
+            packer.dump(result)
+            message, tensors = [packed.getvalue()], packer.tensors
+        else:
+            message, tensors = [b""], []
+        with _expecting_peers():
+            dist.broadcast_object_list(message, 0, device=torch.device("cpu"))
+            if not self.is_main:
+                unpacker = _Unpacker(io.BytesIO(message[0]))
+                result, tensors = unpacker.load(), unpacker.tensors
+            for tensor in tensors:
+                if tensor.numel():
+                    dist.broadcast(tensor.detach().contiguous().view(-1).view(torch.uint8), 0)
+        return result
+
+    def _group_of(self, tensor: Tensor) -> "dist.ProcessGroup | None":
+        return self._cards if tensor.is_cuda else None
+
+
+class Transfer:
+    """正在传的一块。"""
+
+    def __init__(self, work: "dist.Work | None") -> None:
+        self._work = work
+
+    def wait(self) -> None:
+        if self._work is not None:
             with _expecting_peers():
-                dist.broadcast_object_list(message, 0, device=torch.device("cpu"))
-        return message[0]
+                self._work.wait()
+
+
+class _Packer(pickle.Pickler):
+    """张量只记下形状与类型，留在 `tensors` 里另外传。"""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.tensors: list[Tensor] = []
+
+    def persistent_id(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return None
+        self.tensors.append(value)
+        return tuple(value.shape), value.dtype
+
+
+class _Unpacker(pickle.Unpickler):
+    """各个张量先是空的，等着收。"""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.tensors: list[Tensor] = []
+
+    def persistent_load(self, found: Any) -> Tensor:
+        shape, dtype = found
+        self.tensors.append(torch.empty(shape, dtype=dtype))
+        return self.tensors[-1]
 
 
 _CONNECTION_LOST = re.compile(

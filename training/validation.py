@@ -35,7 +35,6 @@ def validation_loss(
         stopped: 任何一个进程收到的信号；没有则为 0。
     """
     device, processes = environment.device, environment.processes
-    characters = torch.from_numpy(token_characters)
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64)  # 损失之和（nat）、词元数、字数
     batches = validation_batches(tokens, model.config.max_seq_len, rows, windows, processes.rank, processes.count)
@@ -43,10 +42,10 @@ def validation_loss(
         for x, y in batches:
             if stopped():
                 return None
-            targets = torch.from_numpy(y)
-            nats = model.loss(torch.from_numpy(x).to(device), targets.to(device)).item() if len(x) else 0.0
-            real = targets[targets != IGNORED]
-            sums += torch.tensor([nats, real.numel(), int(characters[real].sum())], dtype=torch.float64)
+            inputs, targets = (torch.from_numpy(part).to(device) for part in (x, y))
+            nats = model.loss(inputs, targets).item() if len(x) else 0.0
+            real = y[y != IGNORED]
+            sums += torch.tensor([nats, real.size, token_characters[real].sum()], dtype=torch.float64)
     processes.all_reduce_sum([sums])
     nats, count, written = sums.tolist()
     return nats / count, nats / math.log(2) / max(1.0, written)

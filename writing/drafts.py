@@ -223,6 +223,7 @@ class Composer:
         if hidden is not None:
             logits = torch.cat((logits, context.model.logits(hidden)), dim=1)  # (B, T, V)
         found = torch.log_softmax(logits.float(), dim=-1).gather(-1, rows[..., None]).squeeze(-1)
+        found = found.cpu()
         return [found[place, : len(row)].sum().item() for place, row in enumerate(continuations)]
 
     @torch.inference_mode()
