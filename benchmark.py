@@ -31,7 +31,7 @@ from lyrics.vocabulary import Vocabulary
 from model import GPT, ModelConfig
 from optimizer import build_optimizers
 from terminal import UserError, run_script
-from training.device import DeviceError, cpu_features, device_name, native_half, pick_device, setup
+from training.device import DeviceError, cpu_features, device_name, native_half, peak_flops, pick_device, setup
 from training.processes import Processes
 from writing.cuda_graph import GraphPool, RecordedDraw, RecordedStep, worth_recording
 from writing.decode import CannotFuse, Decoder, fused_steps, load_library
@@ -95,6 +95,8 @@ def measure(device: torch.device, options: dict[str, Any]) -> Iterator[dict[str,
     if options["only"] != "writing":
         for name in [name for name in SHAPES if device.type == "cuda" or name != BIGGEST]:
             yield training(name, device, options["rounds"], compiled=not options["quick"])
+        if device.type == "cuda":
+            yield training(BIGGEST, device, options["rounds"], not options["quick"], "muon")
     if options["only"] != "training":
         yield from measure_writing(device, options)
 
@@ -289,32 +291,48 @@ def single_characters(vocab_size: int) -> Vocabulary:
     return Vocabulary([b"", b"\n", *characters], newline_id=1, eos_id=0)
 
 
-def training(name: str, device: torch.device, rounds: int, compiled: bool) -> dict[str, Any]:
-    """一个优化步：前向、反向、裁剪、AdamW；混合精度，都不丢弃。
+def training(name: str, device: torch.device, rounds: int, compiled: bool, optimizer: str = "adamw") -> dict[str, Any]:
+    """一个优化步：前向、反向、裁剪、更新；混合精度，都不丢弃。另一边总是 AdamW。
 
     两边各在自己的进程里，轮流走 TRAINING_STEPS 步：我们的进程照 train.py 设置内存分配，另一边是平常的循环。
     """
     kind = native_half(device)
     dtype = next((key for key, value in WRITING_DTYPES.items() if value == kind), "fp32")
-    options = SHAPES[name], str(device), compiled
+    options = SHAPES[name], str(device), compiled, optimizer
     tokens = TRAINING_STEPS * SHAPES[name][3] * SHAPES[name][4]
+    memory: list[float | None] = []
     with contextlib.ExitStack() as held:
         ours, peer = held.enter_context(own_process(_steps, _our_step, *options)), None
         if importlib.util.find_spec(PEER) is not None:
             peer = held.enter_context(own_process(_steps, _peer_step, *options))
-        row = alternate(f"训练一步，{name}", tokens, rounds, ours, peer, PEER)
-    return row | {"dtype": dtype, "peer_dtype": dtype}
+        title = f"训练一步，{name}" + ("" if optimizer == "adamw" else f"，{optimizer}")
+        row = alternate(title, tokens, rounds, lambda: memory.append(ours()), peer, PEER)
+    row |= {"dtype": dtype, "peer_dtype": dtype}
+    if device.type == "cuda" and (peak := peak_flops(device)):
+        flops = random_model(training_config(SHAPES[name])).flops_per_token()
+        row |= {"mfu": statistics.median(row["ours"]) * flops / peak, "memory": memory[-1]}
+    return row
 
 
-def _steps(build: Callable[..., Any], shape: tuple[int, ...], device_name: str, compiled: bool) -> Callable[[], float]:
-    """在测速的进程里备好模型与批次。"""
+def training_config(shape: tuple[int, ...]) -> ModelConfig:
+    layers, heads, width, _, length = shape
+    return ModelConfig(constants.BPE_VOCAB_SIZE, length, layers, heads, width)
+
+
+def _steps(
+    build: Callable[..., Any], shape: tuple[int, ...], device_name: str, compiled: bool, optimizer: str
+) -> Callable[[], float | None]:
+    """在测速的进程里备好模型与批次；走几步，返回显存峰值（GiB）。"""
     device = use_device(device_name)
-    layers, heads, width, rows, length = shape
+    if build is _our_step:
+        setup(device_name, True, 0, Processes())
+    elif device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # 与我们的一样
     torch.manual_seed(0)
-    model = GPT(ModelConfig(constants.BPE_VOCAB_SIZE, length, layers, heads, width)).to(device).train()
-    ids = torch.randint(model.config.vocab_size, (rows, length + 1), device=device)
+    model = GPT(training_config(shape)).to(device).train()
+    ids = torch.randint(model.config.vocab_size, (shape[3], shape[4] + 1), device=device)
     wrap = (lambda call: torch.compile(call, dynamic=False)) if compiled else (lambda call: call)
-    loss, module, optimizer = build(model, ids, wrap)
+    loss, module, optimizers = build(model, ids, wrap, optimizer)
     kind = native_half(device)
 
     def step() -> None:
@@ -322,26 +340,30 @@ def _steps(build: Callable[..., Any], shape: tuple[int, ...], device_name: str, 
             value = loss()
         value.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), constants.GRAD_CLIP)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for each in optimizers:
+            each.step()
+            each.zero_grad(set_to_none=True)
 
-    return lambda: timed(lambda: repeat(step, TRAINING_STEPS))
+    def steps() -> float | None:
+        timed(lambda: repeat(step, TRAINING_STEPS))
+        return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+
+    return steps
 
 
-def _our_step(model: GPT, ids: torch.Tensor, wrap: Callable[[Any], Any]) -> tuple:
-    if ids.device.type == "cpu":
-        setup("cpu", True, 0, Processes())
+def _our_step(model: GPT, ids: torch.Tensor, wrap: Callable[[Any], Any], optimizer: str) -> tuple:
     x, y = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
-    loss = wrap(model.loss)
-    return lambda: loss(x, y) / y.numel(), model, build_optimizers("adamw", model, 1e-4, 1e-4, 0.1)["adamw"]
+    loss, half = wrap(model.loss), native_half(ids.device)
+    optimizers = build_optimizers(optimizer, model, 1e-4, 1e-4, 0.1, half).values()
+    return lambda: loss(x, y) / y.numel(), model, optimizers
 
 
-def _peer_step(model: GPT, ids: torch.Tensor, wrap: Callable[[Any], Any]) -> tuple:
+def _peer_step(model: GPT, ids: torch.Tensor, wrap: Callable[[Any], Any], _: str) -> tuple:
     """平常的写法：labels 由模型自己右移，AdamW 取默认。"""
     neox = as_neox(model).to(ids.device).train()
     forward, x = wrap(neox), ids[:, :-1].contiguous()
     optimizer = torch.optim.AdamW(neox.parameters(), lr=1e-4, weight_decay=0.1)
-    return lambda: forward(input_ids=x, labels=x).loss, neox, optimizer
+    return lambda: forward(input_ids=x, labels=x).loss, neox, [optimizer]
 
 
 _recorded_draw = RecordedDraw()
@@ -405,7 +427,7 @@ def _figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}" if value >= 10 else f"{value:,.2f}"
 
 
-HEADER = "| 做什么（词元/秒） | 精度 | 这里 | 另一边 | 另一边的数 | 比值 | 占内存带宽 |\n" + "| --- " * 7 + "|"
+HEADER = "| 做什么（词元/秒） | 精度 | 这里 | 另一边 | 另一边的数 | 比值 | 占内存带宽，或 MFU |\n" + "| --- " * 7 + "|"
 
 
 def table_line(row: dict[str, Any]) -> str:
@@ -416,6 +438,7 @@ def table_line(row: dict[str, Any]) -> str:
         other = f"{row['peer_name']} {row.get('peer_dtype', '')}".strip()
         rate, ratio = _figure(median), f"{ours / median:.2f}"
     share = f"{row['of_bandwidth']:.0%}" if "of_bandwidth" in row else "–"
+    share = f"MFU {row['mfu']:.1%}，{row['memory']:.1f} GiB" if "mfu" in row else share
     return f"| {row['name']} | {row['dtype']} | {_figure(ours)} | {other} | {rate} | {ratio} | {share} |"
 
 

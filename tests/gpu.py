@@ -1,7 +1,8 @@
 """一块显卡上的验收：对不对、快不快、默认的一次训练。结果写成一份 Markdown，可以照抄进 docs/measurements.md。
 
-    python tests/gpu.py --out 报告.md                          # 三部分都做，语料用自带样例
+    python tests/gpu.py --out 报告.md                          # 四部分都做，语料用自带样例
     python tests/gpu.py --only right --out 报告.md             # right：对不对，两三分钟；fast：快不快，八分钟
+    python tests/gpu.py --only beside --out 报告.md            # beside：benchmark.py，旁边是 transformers，几分钟
     python tests/gpu.py --only run --lyrics_dir 歌词 --out 报告.md    # 默认的 2,000 步，H100 上六分钟
 
 没有显卡时说清楚会做什么，退出码 2。一项出错不妨碍别的，回溯写在报告末尾。
@@ -46,15 +47,25 @@ TOKENS = 400
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", choices=["right", "fast", "run"])
+    parser.add_argument("--only", choices=["right", "fast", "beside", "run"])
     parser.add_argument("--lyrics_dir", type=Path, default=REPOSITORY / "ChineseLyrics")
     parser.add_argument("--train_iters", type=int, default=2000)
     given = parser.parse_args()
-    parts = {"right": right, "fast": fast, "run": lambda: run(given.lyrics_dir.resolve(), given.train_iters)}
+    parts = {
+        "right": right,
+        "fast": fast,
+        "beside": beside,
+        "run": lambda: run(given.lyrics_dir.resolve(), given.train_iters),
+    }
     chosen = [given.only] if given.only else list(parts)
     if not torch.cuda.is_available():
         print("这台机器没有能用的 CUDA 显卡。有的话会依次做：", file=sys.stderr)
-        for name, checks in (("right", RIGHT), ("fast", FAST), ("run", ["默认的一次训练、评估、二十首"])):
+        for name, checks in (
+            ("right", RIGHT),
+            ("fast", FAST),
+            ("beside", BESIDE),
+            ("run", ["默认的一次训练、评估、二十首"]),
+        ):
             print(f"  {name}：" + "、".join(checks), file=sys.stderr)
         return 2
     device = torch.device("cuda")
@@ -397,6 +408,20 @@ FAST = [
     "只给 24、16、12、8 GB 各自启动",
     "写歌，有无 CUDA 图",
 ]
+
+
+# ---- 旁边是别的程序 ----
+
+BESIDE = ["benchmark.py 的全表：训练与写歌，装了 transformers 时旁边是它的"]
+
+
+def beside() -> Iterator[str]:
+    yield from ("## benchmark.py", "")
+    command = [sys.executable, "benchmark.py", "--device", "cuda", "--rounds", "3"]
+    made = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if made.returncode:
+        FAILURES.append(f"## benchmark.py\n\n```text\n{made.stderr[-3000:]}\n```\n")
+    yield from (made.stdout.strip(), "")
 
 
 # ---- 默认的一次训练 ----

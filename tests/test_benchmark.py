@@ -113,13 +113,13 @@ def test_stopped_halfway_leaves_what_was_measured(capsys, monkeypatch, tmp_path)
 
 
 def test_a_numbered_card_is_the_one_measured(monkeypatch):
-    """--device cuda:1：这个进程与训练的两个进程都用 1 号卡；int8 只在 CPU 上有。"""
+    """--device cuda:1：这个进程与训练的两个进程都用 1 号卡，报出 MFU 与显存；int8 只在 CPU 上有。"""
     card, used, built = torch.device("cuda", 1), [], []
 
     @contextlib.contextmanager
-    def own_process(prepare, build, shape, device, compiled):
+    def own_process(prepare, build, shape, device, compiled, optimizer):
         built.append(device)
-        yield lambda: None
+        yield lambda: 3.5
 
     monkeypatch.setattr(benchmark, "pick_device", torch.device)
     monkeypatch.setattr(torch.cuda, "set_device", used.append)
@@ -129,10 +129,13 @@ def test_a_numbered_card_is_the_one_measured(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(benchmark, "own_process", own_process)
         patch.setattr(benchmark, "native_half", lambda _: None)
-        benchmark.training("cpu 预设", card, 1, False)
+        patch.setattr(benchmark, "peak_flops", lambda _: 1e12)
+        row = benchmark.training("cpu 预设", card, 1, False, "muon")
+    assert row["name"] == "训练一步，cpu 预设，muon"
+    assert benchmark.table_line(row | {"mfu": 0.325}).endswith("| MFU 32.5%，3.5 GiB |")
     assert built == ["cuda:1", "cuda:1"]
     monkeypatch.setattr(benchmark, "use_device", lambda name: used.append(name) or torch.device("cpu"))
-    benchmark._steps(lambda model, ids, wrap: (None, model, None), (1, 1, 16, 1, 8), "cuda:1", False)
+    benchmark._steps(lambda model, *given: (None, model, None), (1, 1, 16, 1, 8), "cuda:1", False, "muon")
     assert used[-1] == "cuda:1"
 
 

@@ -13,14 +13,14 @@ CHECKS = ["一步，与 CPU fp32", "损失分块", "坏步由设备跳过"]
 
 
 def test_without_a_gpu_it_says_what_it_would_do(tmp_path):
-    """一句说没有显卡，列出会做的三部分，退出码 2，不留报告。"""
+    """一句说没有显卡，列出会做的四部分，退出码 2，不留报告。"""
     command = [sys.executable, REPOSITORY / "tests" / "gpu.py", "--out", tmp_path / "report.md"]
     hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     made = subprocess.run(command, capture_output=True, text=True, env=hidden, encoding="utf-8")
     assert made.returncode == 2
     assert made.stdout == ""
     assert "没有能用的 CUDA 显卡" in made.stderr
-    assert all(name in made.stderr for name in [*gpu.RIGHT, *gpu.FAST])
+    assert all(name in made.stderr for name in [*gpu.RIGHT, *gpu.FAST, *gpu.BESIDE])
     assert not (tmp_path / "report.md").exists()
 
 
