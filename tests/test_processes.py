@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import pytest
@@ -360,3 +361,21 @@ def test_one_process_never_opens_a_socket(monkeypatch):
         [1.0, 1.0],
     )
     alone.finish()
+
+
+def test_tensors_on_cards_go_over_nccl(monkeypatch):
+    """显卡张量走 NCCL，有自己的、短得多的时限；别的走 gloo，等得起主进程清洗语料。"""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    groups, sent = {}, []
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda name, timeout: groups.update({name: timeout}))
+    monkeypatch.setattr(
+        torch.distributed, "new_group", lambda backend, timeout: groups.update({backend: timeout}) or backend
+    )
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, group, async_op: sent.append(group))
+    several = Processes()
+    several.start(torch.device("cuda"))
+    for on_card in (True, False):
+        several.begin_sum(SimpleNamespace(is_cuda=on_card))
+    assert sent == ["nccl", None]
+    assert groups == {"gloo": processes.PEER_TIMEOUT, "nccl": processes.CARD_TIMEOUT}
+    assert processes.CARD_TIMEOUT < processes.PEER_TIMEOUT
