@@ -20,6 +20,7 @@ from optimizer import WeightAverage, build_optimizers
 from train import Trainer
 from training import skipped
 from training.device import Runtime, device_name, native_half
+from training.distillation import Distillation
 from training.fallbacks import ForwardBackward
 from training.memory import first_micro_batch, free_bytes
 from training.processes import Processes
@@ -143,6 +144,17 @@ def test_a_step_with_songs_apart():
     trainer = trainer_on_card("muon", 8)
     trainer.model.song_start = 1
     assert_stays_on_the_card(second_step(trainer))
+
+
+def test_a_step_with_a_teacher():
+    """老师的前向、蒸馏的损失也是。"""
+    trainer = trainer_on_card("muon", 3)
+    lesson = object.__new__(Distillation)
+    lesson.model, lesson.teachers = trainer.model, [on_card().eval().requires_grad_(False)]
+    trainer.forward_backward.loss_function = lesson.loss
+    trace = second_step(trainer)
+    assert_stays_on_the_card(trace)
+    assert trace.names.count(FLASH) == 2 * SHAPE.n_layers * 3
 
 
 def test_a_step_in_fp16():
