@@ -65,7 +65,7 @@ def first_lines(url: str, chromium: str, rounds: int) -> list[float]:
             script = """() => new Promise((done) => {
               const began = performance.now();
               const look = () => {
-                const line = document.querySelector("input.text");
+                const line = document.querySelector(".text");
                 if (line && line.value.length > 6) done(performance.now() - began);
                 else requestAnimationFrame(look);
               };

@@ -4,6 +4,8 @@ import contextlib
 import json
 import re
 import subprocess
+import threading
+import time
 
 import openai
 import pytest
@@ -16,8 +18,10 @@ from tiny import REPOSITORY
 import inference
 import webui
 from lyrics.copies import CopyIndex
+from lyrics.form import LyricsError
 from lyrics.sound import RHYME_CLASSES, rhyme_class, sung_count
 from serving.guard import HEADERS
+from serving.indexing import Indexing
 from serving.songs import Tail
 from terminal import UserError
 from writing import loading
@@ -115,12 +119,56 @@ def test_copied_span(served, copies):
     """有索引时，每行最长的相同处与出处；max_copy 守住。"""
     served.writer.copies = CopyIndex.load(copies, served.writer.tokenizer.fingerprint)
     try:
-        line = served.post("/api/lines", {"lines": [f"啊{LINES[0]}"]}).json()["lines"][0]
-        assert line["copied"] == {"same": LINES[0], "label": "《河岸》谁"}
+        line = f"啊！{LINES[0][:3]}，{LINES[0][3:]}。"
+        found = served.post("/api/lines", {"lines": [line]}).json()["lines"][0]["copied"]
+        assert found == {"start": 2, "end": len(line) - 1, "label": "《河岸》谁"}  # 中间的标点也在内
         events = served.events("write", {"settings": {"lines": 3, "max_copy": 2, "seed": 1}})
         assert copied(song_of(events)) <= 2
     finally:
         served.writer.copies = None
+
+
+def test_a_missing_index_is_built_meanwhile(trained, copies):
+    """没有索引：在另一个线程里建，照样写歌；要查照抄的说还在建，建好就查得了。"""
+    writer, go, said = loading.load_writer(trained, "cpu", "fp32").writer, threading.Event(), []
+
+    def build():
+        go.wait(30)
+        return CopyIndex.load(copies, writer.tokenizer.fingerprint)
+
+    indexing = Indexing(writer, build, said.append)
+    indexing.start()
+    with Served(writer, indexing=indexing) as served:
+        assert served.client.get("/api/about").json()["index"]["building"]
+        asked = {"settings": {"lines": 2, "max_copy": 3, "seed": 1}}
+        assert "还在建" in served.post("/api/write", asked).json()["errors"]["max_copy"]
+        assert song_of(served.events("write", {"settings": {"lines": 1}}))
+        go.set()
+        until = time.monotonic() + 10
+        while indexing.building and time.monotonic() < until:
+            time.sleep(0.005)
+        assert served.client.get("/api/about").json()["index"] == {"ready": True, "building": False, "reason": ""}
+        assert copied(song_of(served.events("write", asked))) <= 3
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(LyricsError("语料不在\n请先建"), "语料不在；请先建"), (MemoryError(), "MemoryError")]
+)
+def test_an_index_that_cannot_be_built(trained, error, told, capsys):
+    """建不成：终端上一行说为什么，要查照抄的那一栏也说；歌照样写。"""
+    writer, said = loading.load_writer(trained, "cpu", "fp32").writer, []
+
+    def build():
+        raise error
+
+    indexing = Indexing(writer, build, said.append)
+    indexing._run()
+    assert (len(said), said[0].count("\n"), told in said[0]) == (1, 0, True)
+    with Served(writer, indexing=indexing) as served:
+        assert told in served.client.get("/api/about").json()["index"]["reason"]
+        assert told in served.post("/api/write", {"settings": {"max_copy": 3}}).json()["errors"]["max_copy"]
+        assert song_of(served.events("write", {"settings": {"lines": 1}}))
 
 
 def test_check_tells_the_wanted_counts(served):
@@ -132,7 +180,8 @@ def test_check_tells_the_wanted_counts(served):
 
 def test_about_and_health(served):
     about = served.client.get("/api/about").json()
-    assert (about["model"], about["has_index"], about["classes"]) == ("best", False, list(RHYME_CLASSES))
+    assert (about["model"], about["classes"]) == ("best", list(RHYME_CLASSES))
+    assert about["index"] == {"ready": False, "building": False, "reason": ""}
     assert set(about["flags"]) == {flag.name for flag in inference.SONG_FLAGS}
     assert served.client.get("/healthz").json() == {"status": "ok", "waiting": 0}
 
