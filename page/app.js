@@ -295,10 +295,10 @@ function listen() {
   });
   document.addEventListener("keydown", keys);
   addEventListener("pagehide", () => book.commit());
-  addEventListener("hashchange", () => location.reload()); // 同一个标签页里贴进了另一个地址
 }
 
 async function start() {
+  addEventListener("hashchange", () => location.reload()); // 同一个标签页里贴进了另一个地址
   takeToken();
   let about;
   try {

@@ -4,7 +4,7 @@ import { known } from "./song.js";
 import { local, session } from "./store.js";
 
 const MOST_STATES = 300;
-const ASKING = 150; // 毫秒：问别的标签页各用着哪一本
+const WAITING = 2000; // 毫秒：重开一页，等它原来的样子放手
 const PREFIX = "lyrics:";
 const me = fresh();
 
@@ -27,32 +27,38 @@ function shelf() {
 
 const usedAt = (entries) => JSON.parse(entries.get("range") ?? "{}").used ?? 0;
 
+// 占住一本，直到这个标签页关了；占不住的是 false。不是 https 也不是本机的没有锁，就当没有人占
+async function hold(id, wait = 0) {
+  if (!navigator.locks) return true;
+  const options = wait ? { signal: AbortSignal.timeout(wait) } : { ifAvailable: true };
+  return new Promise((done) => {
+    const keep = (lock) => {
+      done(Boolean(lock));
+      return lock && new Promise(() => {});
+    };
+    navigator.locks.request(key(id, "open"), options, keep).catch(() => done(false));
+  });
+}
+
 // 这个标签页的一本：重开的是原来那本；新开的是没有人用着的里面最近的，都有人用就是新的
 export async function openBook() {
-  const channel = globalThis.BroadcastChannel ? new BroadcastChannel("lyrics") : null;
-  const held = new Set();
-  let book = null;
-  if (channel) {
-    channel.onmessage = ({ data }) => {
-      if (data.held) held.add(data.held);
-      else if (book) channel.postMessage({ held: book.id });
-    };
-    channel.postMessage({ asking: true });
-    await new Promise((done) => setTimeout(done, ASKING));
-  }
   for (const old of local.keys().filter((one) => /^lyrics:[^:]+$/.test(one))) {
     const text = local.get(old); // 早先各标签页共用一本
     local.remove(old);
     local.set(key("0", old.slice(PREFIX.length)), text);
   }
-  const books = shelf();
   const own = session.get("book");
-  const free = [...books].filter(([id, entries]) => !held.has(id) && entries.has("now"));
-  const [latest] = free.sort(([, one], [, other]) => usedAt(other) - usedAt(one));
-  if (own && !held.has(own)) book = new Book(own, books.get(own));
-  else if (own) book = new Book(fresh(), new Map([["now", books.get(own)?.get("now") ?? null]])); // 复制出来的标签页
-  else book = latest ? new Book(...latest) : new Book(fresh());
-  return book;
+  if (own && (await hold(own, WAITING))) return new Book(own, shelf().get(own));
+  const books = shelf();
+  if (!own) {
+    const saved = [...books].filter(([, entries]) => entries.has("now"));
+    saved.sort(([, one], [, other]) => usedAt(other) - usedAt(one));
+    for (const [id, entries] of saved) if (await hold(id)) return new Book(id, entries);
+  }
+  const id = fresh();
+  hold(id);
+  const copied = books.get(own)?.get("now"); // 复制出来的标签页，从同一首起
+  return new Book(id, new Map(copied ? [["now", copied]] : []));
 }
 
 export class Book {
@@ -133,6 +139,7 @@ export class Book {
   #keepOwn() {
     if (!this.owned || local.get(key(this.id, "owner")) === me) return;
     this.#take(fresh());
+    hold(this.id);
     for (const [name, text] of this.entries) if (name !== "owner") local.set(key(this.id, name), text);
   }
 

@@ -84,11 +84,12 @@ export class Editor {
   }
 
   // 只改各行显示的：字数、韵、留住、选中
-  refresh() {
+  refresh(which = () => true) {
     let number = 0;
     for (const line of this.song?.lines ?? []) {
       const sung = Boolean(line.text.trim());
-      this.#refreshRow(line, sung ? ++number : 0);
+      number += sung;
+      if (which(line)) this.#refreshRow(line, sung ? number : 0);
     }
   }
 
@@ -284,9 +285,10 @@ export class Editor {
 
   #select(id) {
     if (this.selected === id) return;
+    const touched = [this.song.lines[0].id, this.selected, this.choices?.id, id];
     this.selected = id;
     if (this.choices && this.choices.id !== id) this.choices = null;
-    this.refresh();
+    this.refresh((line) => touched.includes(line.id));
     this.on.selected(this.line());
   }
 

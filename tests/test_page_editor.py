@@ -6,7 +6,9 @@ import re
 import pytest
 from browser import chromium, context, lines, load, needs_chromium, open_page, page, served, song_file, text, write
 from playwright.sync_api import Page, expect
+from served import Served
 
+import webui
 from lyrics.copies import CopyIndex
 
 pytestmark = needs_chromium
@@ -155,6 +157,7 @@ def test_writing_does_not_take_the_cursor(page):
 def test_pressing_the_mouse_moves_nothing(page):
     """按下鼠标时各行不挪，松开才展开：不会按着这一行却选中了一片。"""
     load(page, "一二三四五六七", "一二三四五六七", "一二三四五六七")
+    expect(page.locator(".count").nth(2)).to_have_text("7/5")
     text(page, 1).click()
     box = text(page, 3).bounding_box()
     page.mouse.move(box["x"] + 30, box["y"] + box["height"] / 2)
@@ -327,6 +330,23 @@ def test_a_drawn_seed_is_only_in_the_address(page, served):
     assert write(elsewhere) == first
     elsewhere.evaluate("location.hash = 'prompt=贴进来的'")
     expect(elsewhere.locator("#f-prompt")).to_have_value("贴进来的")
+
+
+def test_the_token_comes_with_the_address(served, context, page):
+    """没有口令的说一句；同一个标签页里贴进带口令的地址就能用，口令里什么符号都行，不留在地址上。"""
+    token = "a+b%41&c=#d"
+    with Served(served.writer, token=token) as guarded:
+        page.goto(f"{guarded.url}/#lines=3")
+        expect(page.locator("#problem")).to_contain_text("口令不对")
+        shown = webui.address("127.0.0.1", guarded.port, token).split()[1].split("（")[0]
+        page.goto(f"{shown}&lines=4")
+        page.wait_for_selector("body[data-ready]")
+        expect(page.locator("#f-lines")).to_have_value("4")
+        assert "token" not in page.url
+        assert len(write(page)) == 4
+        page.reload()
+        page.wait_for_selector("body[data-ready]")
+        assert len(lines(page)) == 4
 
 
 def test_lines_that_must_be_the_same_change_together(page):
