@@ -288,7 +288,13 @@ class Server(uvicorn.Server):
 
 def make_server(app: Any, turns: Turns) -> Server:
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=1
+        app,
+        ws="none",
+        log_level="error",
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=1,
     )
     return Server(config, turns)
 

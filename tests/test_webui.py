@@ -282,10 +282,19 @@ def test_openai_client(served, written):
         form = {"lines": 2, "line_chars": "5", "rhyme": "江阳"}
         song = client.completions.create(model="best", prompt="", seed=1, extra_body=form).choices[0]
         assert [(sung_count(line), rhyme_class(line)) for line in sung_lines(song.text)] == [(5, "江阳")] * 2
-        for wrong in ({"suffix": "他"}, {"extra_body": {"rhyme": "江洋"}}, {"max_tokens": -1}, {"logprobs": 2}):
+        for wrong in (
+            {"suffix": "他"},
+            {"extra_body": {"rhyme": "江洋"}},
+            {"max_tokens": -1},
+            {"logprobs": 2},
+            {"n": 0},
+        ):
             with pytest.raises(openai.BadRequestError) as caught:
                 client.completions.create(model="best", prompt="我", **wrong)
-            assert caught.value.param in {"suffix", "rhyme", "max_tokens", "logprobs"}
+            assert caught.value.param in {"suffix", "rhyme", "max_tokens", "logprobs", "n"}
+        assert client.models.retrieve("best").id == "best"
+        with pytest.raises(openai.NotFoundError, match="没有这个模型"):
+            client.models.retrieve("worst")
 
 
 @given(st.text("ab\n", max_size=20), st.lists(st.text("ab\n", min_size=1, max_size=3), max_size=3), st.data())
