@@ -2,8 +2,9 @@
 
 import { Refusal, ask, events, takeToken } from "./api.js";
 import { openBook } from "./book.js";
+import { composing } from "./caret.js";
 import { $, make, soon } from "./dom.js";
-import { Editor, composing } from "./editor.js";
+import { Editor } from "./editor.js";
 import { download, readSongs } from "./files.js";
 import { buildForm, fill, fromAddress, prompt, settings, showErrors, toAddress } from "./form.js";
 import { lookUp, startRhymes } from "./rhymes.js";

@@ -132,7 +132,8 @@ export class Book {
   #take(id) {
     this.id = id;
     session.set("book", id);
-    this.owned = local.set(key(id, "owner"), me);
+    do this.owned = local.set(key(id, "owner"), me);
+    while (!this.owned && this.#makeRoom());
   }
 
   // 睡着的时候，别的标签页拿去用了：这里的另成一本
@@ -168,7 +169,7 @@ export class Book {
 
   #write(name, text) {
     this.entries.set(String(name), text);
-    while (!local.set(key(this.id, name), text) && this.#makeRoom());
+    while (this.owned && !local.set(key(this.id, name), text) && this.#makeRoom()); // 不让存的，只在这个页面里有
   }
 
   // 装满了：丢掉最早的历史，先是自己的一半，剩得不多了就是别的各本的；歌都不丢

@@ -1,6 +1,7 @@
 // 一首歌的各行：显示、在原处改、移、插、删、留住、选写法与读音。
 
 import { ask } from "./api.js";
+import { at, composing, leaves, over } from "./caret.js";
 import { $, make, soon } from "./dom.js";
 import { newLine, sungLines } from "./song.js";
 
@@ -9,23 +10,6 @@ const SHORTEST = 2; // 与语料相同这么多字起才标出
 const WHOLE = 4; // 整行与语料相同、又有这么多字的，显眼地标
 
 const sungLength = (text) => [...text.replace(/[^\p{L}\p{N}]/gu, "")].length;
-
-// 输入法正拼着：按键是它的（Safari 收尾的那一下不说在拼，只给 229）
-export const composing = (event) => event.isComposing || event.keyCode === 229;
-
-const at = (text, place) => text.selectionStart === place && text.selectionEnd === place;
-
-// 折成几行的，方向键先在里面走
-function leaves(text, step) {
-  const folded = text.offsetHeight > 2.5 * parseFloat(getComputedStyle(text).fontSize) + 10;
-  return !folded || at(text, step < 0 ? 0 : text.value.length);
-}
-
-// 指着标出的字
-function over(under, { clientX, clientY }) {
-  const boxes = [...(under.querySelector("mark")?.getClientRects() ?? [])];
-  return boxes.some((box) => clientX >= box.left && clientX <= box.right && clientY >= box.top && clientY <= box.bottom);
-}
 
 export class Editor {
   // on：{changed 改了, selected 选中了一行, rewrite 要另写一行}；classes：各辙，次序定颜色
@@ -161,7 +145,7 @@ export class Editor {
     row.rhyme = make("span", { class: "rhyme" });
     row.unsure = make("button", { type: "button", class: "rhyme unsure", hidden: true, onclick: () => this.#nextReading(id) });
     row.count = make("span", { class: "count" });
-    row.tools = make("div", { class: "tools", role: "toolbar", "aria-label": "这一行", hidden: true });
+    row.tools = make("div", { class: "tools", role: "group", "aria-label": "这一行", hidden: true });
     row.options = make("div", { class: "options", role: "group", "aria-label": "选一种写法", hidden: true });
     const marks = make("span", { class: "marks" }, row.rhyme, row.unsure, row.count);
     const main = make("div", { class: "row" }, row.number, row.lock, row.verse, marks);

@@ -291,6 +291,23 @@ def test_a_full_browser_keeps_the_song(page):
     assert lines(page) == ["第11稿的这一行"] * 8
 
 
+def test_a_browser_that_stores_nothing(page):
+    """不让存的浏览器：照样写、撤销。"""
+    page.add_init_script(
+        """for (const name of ["localStorage", "sessionStorage"])
+             Object.defineProperty(window, name, { get() { throw new DOMException("不让", "SecurityError"); } });
+           Object.defineProperty(navigator, "locks", { value: undefined });"""
+    )
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    load(page, "春风")
+    text(page, 1).fill("改过")
+    page.keyboard.press("Control+z")
+    assert lines(page) == ["春风"]
+    page.keyboard.press("Control+z")
+    assert lines(page) == []
+
+
 # ---- 歌名、地址、文件 ----
 
 
