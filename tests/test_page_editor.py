@@ -29,6 +29,7 @@ def test_copied_span_is_marked_in_the_line(page, river):
     load(page, "别的", "🌙我看月亮，照着你")
     mark = page.locator("mark")
     expect(mark).to_have_text("月亮，照着")
+    expect(page.locator(".under").nth(1)).to_have_text("🌙我看月亮，照着你")
     character = page.evaluate("parseFloat(getComputedStyle(document.querySelector('.under')).fontSize)")
     words, box = text(page, 2).bounding_box(), mark.bounding_box()
     assert box["width"] == pytest.approx(5 * character, rel=0.1)
@@ -273,9 +274,11 @@ def test_a_full_browser_keeps_the_song(page):
     page.evaluate("localStorage.setItem('full', '满'.repeat(5 * 2 ** 20 - JSON.stringify(localStorage).length - 3000))")
     for draft in range(12):
         load(page, *[f"第{draft}稿的这一行"] * 8)
+    longest = [f"最后一稿的第{number}行" for number in range(30)]
+    load(page, *longest)
     page.reload()
     page.wait_for_selector("body[data-ready]")
-    assert lines(page) == ["第11稿的这一行"] * 8
+    assert lines(page) == longest
     page.evaluate(
         """() => {
           const now = Object.entries(localStorage).find(([name]) => name.endsWith(":now"))[1];
@@ -288,7 +291,7 @@ def test_a_full_browser_keeps_the_song(page):
     )
     page.reload()
     page.wait_for_selector("body[data-ready]")
-    assert lines(page) == ["第11稿的这一行"] * 8
+    assert lines(page) == longest
 
 
 def test_a_browser_that_stores_nothing(page):

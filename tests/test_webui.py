@@ -73,13 +73,15 @@ def test_several_songs_are_what_they_are_alone(served):
 
 
 def test_more_goes_on(served):
-    """接着写：原来的不动，韵与字数照守。"""
+    """接着写：原来的不动，韵与字数照守；选定的读音定下韵。"""
     text, values = "我在风里唱歌", {"lines": 2, "line_chars": "6", "rhyme": "auto", "seed": 1}
     events = served.events("more", {"text": text, "settings": values})
     lines = sung_lines(text + song_of(events))
     assert lines[0] == text
     assert [sung_count(line) for line in lines] == [6, 6]
     assert rhyme_class(lines[1]) == "梭坡"
+    chosen = served.events("more", {"text": text, "settings": values, "readings": {"1": "江阳"}})
+    assert rhyme_class(sung_lines(text + song_of(chosen))[1]) == "江阳"
 
 
 def test_rest_keeps_locked_lines(served):
