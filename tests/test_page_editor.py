@@ -51,18 +51,16 @@ def test_copied_span_is_marked_in_the_line(page, river):
     page.keyboard.press("Control+a")
     page.keyboard.type("没有了")
     expect(mark).to_have_count(0)
-
-
-def test_a_line_over_the_limit_stands_out(page, river):
-    """超过「照抄至多几字」的，没有定时整行都相同的，显眼地标。"""
+    page.unroute("**/api/lines")
     load(page, "我看月亮照着你", "月亮照着河岸")
-    classes = "marks => marks.map(mark => mark.className)"
+    classes = "marks => marks.map(mark => mark.className)"  # 超过「照抄至多几字」的，没有定时整行都相同的，显眼
     expect(page.locator("mark")).to_have_count(2)
     assert page.locator("mark").evaluate_all(classes) == ["", "much"]
     page.fill("#f-max_copy", "3")
     expect(page.locator("mark.much")).to_have_count(2)
 
 
+@pytest.mark.slow
 def test_an_index_being_built_is_awaited(page, river):
     """页面开着时索引建好了：各行标出相同处，不必重开。"""
     states = iter([True, False])
@@ -156,7 +154,7 @@ def test_writing_does_not_take_the_cursor(page):
 
 
 def test_pressing_the_mouse_moves_nothing(page):
-    """按下鼠标时各行不挪，松开才展开：不会按着这一行却选中了一片。"""
+    """按下鼠标时各行不挪，松开才展开：不会按着这一行却选中了一片；指着的「留」看得清。"""
     load(page, "一二三四五六七", "一二三四五六七", "一二三四五六七")
     expect(page.locator(".count").nth(2)).to_have_text("7/5")
     text(page, 1).click()
@@ -169,12 +167,7 @@ def test_pressing_the_mouse_moves_nothing(page):
     assert text(page, 3).evaluate("field => field.selectionEnd - field.selectionStart") == 0
     expect(page.locator(".line.selected .text")).to_be_focused()
     assert page.locator(".line").nth(2).get_attribute("class") == "line selected"
-
-
-def test_a_locked_line_says_so_under_the_mouse(page):
-    """指着的「留」看得清。"""
-    load(page, "春风")
-    lock = page.locator(".lock")
+    lock = page.locator(".lock").first
     lock.click()
     lock.hover()
     style = lock.evaluate("lock => [getComputedStyle(lock).color, getComputedStyle(lock).backgroundColor]")
@@ -245,6 +238,7 @@ def test_each_tab_keeps_its_own_song(page, served):
     assert lines(latest) == ["乙的歌"]
 
 
+@pytest.mark.slow
 def test_a_copied_tab_and_one_that_slept(page, served):
     """复制出来的标签页从同一首起各写各的；睡着时被别的标签页拿去用了的，醒来另成一本，谁的也不丢。"""
     context = page.context
@@ -268,6 +262,7 @@ def test_a_copied_tab_and_one_that_slept(page, served):
     assert lines(page) == ["甲的歌"]
 
 
+@pytest.mark.slow
 def test_a_full_browser_keeps_the_song(page):
     """浏览器装满了：丢掉早的历史，现在的歌还存得下；早先的写法里的歌也认得。"""
     load(page, "第一稿")
@@ -294,6 +289,7 @@ def test_a_full_browser_keeps_the_song(page):
     assert lines(page) == longest
 
 
+@pytest.mark.slow
 def test_a_browser_that_stores_nothing(page):
     """不让存的浏览器：照样写、撤销。"""
     page.add_init_script(
@@ -369,6 +365,7 @@ def test_the_token_comes_with_the_address(served, context, page):
         assert len(lines(page)) == 4
 
 
+@pytest.mark.slow
 def test_lines_that_must_be_the_same_change_together(page):
     """词牌里一字不差的两行，换一行，另一行也换；留住的不动。"""
     page.goto(re.sub("#.*", "#cipai=如梦令&seed=1", page.url))

@@ -102,6 +102,13 @@ def test_rewrite_offers_lines_of_the_same_shape(served):
     chosen = served.events("rewrite", {**body, "readings": {"1": "江阳"}})
     options = next(event["options"] for event in chosen if "options" in event)
     assert {rhyme_class(option) for option in options} <= {"江阳"}
+    again = "我在风里\n他在河岸\n我在风里"  # 样例里一字不差的行，一起换
+    (found,) = (
+        event
+        for event in served.events("rewrite", {"text": again, "line": 3, "settings": {"like": again, "seed": 3}})
+        if "options" in event
+    )
+    assert found["same"] == [3, 1]
 
 
 def test_lines_and_rhymes(served):
