@@ -15,6 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 try:
     import uvicorn
@@ -28,17 +29,21 @@ except ImportError as error:
 
 import flags
 from flags import Flag, constants
+from lyrics.copies import CopyIndex
 from lyrics.form import LyricsError
 from serving.completions import Completion
 from serving.guard import Guard, Refused, error_body
+from serving.indexing import Indexing
 from serving.requests import BadRequest, parse_body
 from serving.songs import Desk, Work
 from serving.turns import QueueFull, Turn, Turns, while_there
-from terminal import UserError, run_script
+from terminal import Display, UserError, run_script
 from training.checkpoint import BEST, CheckpointError
 from training.device import DeviceError
+from writing.copying import index_of_checkpoint
 from writing.kernels import WRITING_DTYPES
 from writing.loading import load_writer, open_copies
+from writing.writer import Writer
 
 DESCRIPTION = "写歌的网页。载入检查点，在浏览器里写、改、留住、另写；别的程序用 /v1/completions。"
 PAGE = Path(__file__).parent / "page"
@@ -57,7 +62,7 @@ FLAGS = [
     Flag("device", "auto", flags.text(), "auto、cpu、cuda、cuda:1、mps"),
     Flag("dtype", "auto", flags.one_of("auto", *WRITING_DTYPES), "auto 取这台机器上最快的；int8 只用于 CPU"),
     Flag("decode", "auto", flags.one_of("auto", "fused", "torch"), "CPU 上写的一步：fused 编译成一次调用，torch 照旧"),
-    Flag("copy_index", Path(constants.CACHE_DIR) / "copies", flags.path(), "语料的索引；有它才能查照抄"),
+    Flag("copy_index", Path(constants.CACHE_DIR) / "copies", flags.path(), "语料的索引，查照抄要用；没有就建"),
 ]
 
 
@@ -72,14 +77,16 @@ def main(argv: Sequence[str]) -> int:
         places["checkpoint"], options["device"], options["dtype"], options["decode"], _tell
     )
     _tell(about)
-    writer.copies = open_copies(places["copy_index"], writer.tokenizer, False)
+    indexing = prepare_copies(writer, places["checkpoint"], places["copy_index"])
     public = options["host"] not in LOCAL
     token = options["token"] or (secrets.token_urlsafe(16) if public else None)
     hosts = [name.strip() for name in (options["allowed_hosts"] or "").split(",") if name.strip()]
     turns = Turns(options["queue"], options["song_seconds"])
-    desk = Desk(writer, options["most_tokens"])
+    desk = Desk(writer, options["most_tokens"], indexing)
     app = Guard(application(desk, turns, places["checkpoint"].stem), token, hosts, public)
     _tell(address(options["host"], listening.getsockname()[1], token))
+    if indexing is not None:
+        indexing.start()
     server = make_server(app, turns)
     asyncio.run(server.serve([listening]))
     return 128 + server.signal if server.signal else 0
@@ -105,11 +112,25 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
+def prepare_copies(writer: Writer, checkpoint: Path, folder: Path) -> Indexing | None:
+    """读语料的索引；没有的，交还一个去建它的。"""
+    writer.copies = open_copies(folder, writer.tokenizer, False)
+    if writer.copies is not None:
+        return None
+    display = Display(sys.stderr)
+
+    def build() -> CopyIndex:
+        return index_of_checkpoint(checkpoint, writer.tokenizer, folder, display.line, display.progress)
+
+    return Indexing(writer, build, display.line)
+
+
 def address(host: str, port: int, token: str | None) -> str:
     """在浏览器里打开哪里；口令在 # 之后，浏览器不把它发出来。"""
     shown = _own_address() if host in ("0.0.0.0", "::") else host
     shown = f"[{shown}]" if ":" in shown else shown
-    return f"打开 http://{shown}:{port}/{f'#token={token}' if token else ''}（Ctrl-C 结束）"
+    secret = f"#token={quote(token, safe='')}" if token else ""
+    return f"打开 http://{shown}:{port}/{secret}（Ctrl-C 结束）"
 
 
 def _own_address() -> str:
@@ -134,11 +155,21 @@ def application(desk: Desk, turns: Turns, model: str) -> Any:
     for answer in (desk.check, desk.lines, desk.rhymes):
         routes.append(Route(f"/api/{answer.__name__}", _answers(answer), methods=["POST"]))
     routes.append(Route("/api/about", lambda request: JSONResponse(desk.about(model))))
-    models = {"object": "list", "data": [{"id": model, "object": "model", "created": 0, "owned_by": "local"}]}
-    routes.append(Route("/v1/models", lambda request: JSONResponse(models)))
-    routes.append(Route(f"/v1/models/{model}", lambda request: JSONResponse(models["data"][0])))
+    known = {"id": model, "object": "model", "created": 0, "owned_by": "local"}
+    routes.append(Route("/v1/models", lambda request: JSONResponse({"object": "list", "data": [known]})))
+    routes.append(Route("/v1/models/{name:path}", lambda request: _model(known, request.path_params["name"])))
     routes.append(Route("/v1/completions", _completes(desk, turns, model), methods=["POST"]))
     return Router(routes)
+
+
+def _model(known: dict[str, Any], name: str) -> Response:
+    """
+    Raises:
+        Refused: 没有这个模型。
+    """
+    if name != known["id"]:
+        raise Refused(404, "没有这个模型")
+    return JSONResponse(known)
 
 
 def pages() -> dict[str, Callable[[Request], Response]]:
@@ -257,7 +288,13 @@ class Server(uvicorn.Server):
 
 def make_server(app: Any, turns: Turns) -> Server:
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=1
+        app,
+        ws="none",
+        log_level="error",
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=1,
     )
     return Server(config, turns)
 

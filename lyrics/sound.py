@@ -30,6 +30,11 @@ def normalise(text: str) -> str:
     return re.sub(r"[\W_]+", "", text)
 
 
+def sung_places(text: str) -> list[int]:
+    """`normalise` 留下的各字在 text 里的位置。"""
+    return [place for place, character in enumerate(text) if normalise(character)]
+
+
 def sung_units(text: str) -> list[str]:
     """可唱的字：汉字各一个，一个外文词或数目整个算一个；个数就是 `sung_count`。"""
     units: list[str] = []

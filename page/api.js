@@ -1,12 +1,14 @@
 // 与服务说话：口令、查一查的、边写边收的。
 
+import { session } from "./store.js";
+
 const KEY = "token";
 
 // 口令只从地址的 # 里拿一次，收在这个标签页里，不留在地址上
 export function takeToken() {
   const given = new URLSearchParams(location.hash.slice(1));
   if (!given.has("token")) return;
-  sessionStorage.setItem(KEY, given.get("token"));
+  session.set(KEY, given.get("token"));
   given.delete("token");
   history.replaceState(null, "", `#${given}`);
 }
@@ -21,7 +23,7 @@ export class Refusal extends Error {
 
 async function send(path, body, signal) {
   const headers = { "content-type": "application/json" };
-  const token = sessionStorage.getItem(KEY);
+  const token = session.get(KEY);
   if (token) headers.authorization = `Bearer ${token}`;
   const method = body === undefined ? "GET" : "POST";
   let answer;

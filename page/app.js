@@ -1,15 +1,18 @@
 // 写歌的页面：把表单、各行、韵典与服务接起来。
 
 import { Refusal, ask, events, takeToken } from "./api.js";
+import { openBook } from "./book.js";
+import { composing } from "./caret.js";
 import { $, make, soon } from "./dom.js";
 import { Editor } from "./editor.js";
 import { download, readSongs } from "./files.js";
-import { buildForm, fromAddress, prompt, settings, showErrors, toAddress } from "./form.js";
+import { buildForm, fill, fromAddress, prompt, settings, showErrors, toAddress } from "./form.js";
 import { lookUp, startRhymes } from "./rhymes.js";
-import { Book, append, newSong, sungLines, textOf } from "./song.js";
+import { append, newSong, sungLines, textOf } from "./song.js";
 
-const book = new Book();
+let book;
 let editor;
+let checks = 0;
 let writing = null; // 正在写的：AbortController
 
 function say(message) {
@@ -40,6 +43,7 @@ function update() {
   $("redo").disabled = busy || !book.canRedo;
   for (const button of $("export").querySelectorAll("button")) button.disabled = !any;
   $("import").disabled = busy;
+  $("fresh").disabled = busy;
 }
 
 function showCards() {
@@ -138,7 +142,8 @@ async function more() {
   const song = book.song;
   if (!(await check())) return;
   book.commit();
-  await work("/api/more", { text: textOf(song), ended: song.ended, settings: settings() }, (event) => receive(song, event));
+  const body = { text: textOf(song), ended: song.ended, readings: editor.readings(), settings: settings() };
+  await work("/api/more", body, (event) => receive(song, event));
 }
 
 // 没有留住的各行依次换成新写的；写到哪里换到哪里
@@ -169,16 +174,20 @@ async function rewrite(id) {
   const number = sungLines(book.song).indexOf(line) + 1;
   const { seed, ...others } = settings(); // 固定的种子也要给出别的写法
   const body = { text: textOf(book.song), line: number, settings: others, readings: editor.readings() };
-  let options = [];
-  await work("/api/rewrite", body, (event) => (options = event.options ?? options), "选一种：按数字键或点一下，Esc 不换");
-  if (options.length) editor.offer(id, options);
+  const ids = sungLines(book.song).map((one) => one.id);
+  let found = { options: [] };
+  await work("/api/rewrite", body, (event) => (found = event.options ? event : found), "选一种：按数字键或点一下，Esc 不换");
+  if (found.options.length) editor.offer(id, found.options, found.same.map((one) => ids[one - 1]));
 }
 
 // 各栏写得对不对、各行该几个字；不对的说在栏旁，什么也不送。边填边查的（typing）不动光标
 async function check(typing = false) {
+  const number = ++checks;
   try {
     const found = await ask("/api/check", { prompt: prompt(), settings: settings() });
+    if (typing && number !== checks) return null; // 又改过了
     editor.wanted = found.wanted;
+    editor.mostCopied = Number(settings().max_copy) || 0;
     editor.refresh();
     const wrong = Object.keys(found.errors).length > 0;
     if (wrong) showErrorsOf(found, !typing);
@@ -203,6 +212,7 @@ function step(by) {
 }
 
 function keys(event) {
+  if (composing(event)) return;
   const control = event.ctrlKey || event.metaKey;
   const inForm = event.target.closest("form, aside");
   if (control && event.key === "Enter") write();
@@ -215,17 +225,48 @@ function keys(event) {
 
 async function open(file) {
   try {
-    const songs = await readSongs(file);
+    const { songs, total } = await readSongs(file);
     book.commit();
     book.songs = songs;
     book.current = 0;
     book.commit();
+    fill({ title: book.song.title, singer: book.song.singer });
     complain("");
-    say(`读出 ${songs.length} 首`);
+    say(total > songs.length ? `共 ${total} 首，读出前 ${songs.length} 首` : `读出 ${total} 首`);
     show();
   } catch (error) {
     complain(error.message);
   }
+}
+
+function blank() {
+  book.commit();
+  const { title = "", singer = "" } = settings();
+  book.songs = [newSong(prompt() || " ", { title, singer })];
+  book.song.lines[0].text = prompt();
+  book.current = 0;
+  book.commit();
+  show();
+  editor.focus(book.song.lines[0].id);
+}
+
+// 歌名、歌手是这首歌的：写完再填也算
+function named(event) {
+  if (!["title", "singer"].includes(event.target.name) || !book.song || writing) return;
+  for (const song of book.songs) song[event.target.name] = event.target.value.trim();
+  editor.showTitle();
+  editor.commitSoon();
+}
+
+// 语料的索引正建着：建好了就标出与语料的相同处
+async function awaitIndex(about) {
+  while (about.index.building) {
+    $("model").textContent = `${about.model} · 正在建语料的索引，建好了标出照抄处`;
+    await new Promise((done) => setTimeout(done, 2000));
+    about = await ask("/api/about").catch(() => about);
+    if (about.index.ready) editor.learnAgain();
+  }
+  $("model").textContent = about.model;
 }
 
 function listen() {
@@ -233,7 +274,8 @@ function listen() {
     event.preventDefault();
     write();
   });
-  $("form").addEventListener("input", () => {
+  $("form").addEventListener("input", (event) => {
+    named(event);
     toAddress(null);
     checkSoon();
   });
@@ -242,15 +284,7 @@ function listen() {
   $("rest").addEventListener("click", rest);
   $("undo").addEventListener("click", () => step(-1));
   $("redo").addEventListener("click", () => step(1));
-  $("blank").addEventListener("click", () => {
-    const { title = "", singer = "" } = settings();
-    book.songs = [newSong(prompt() || " ", { title, singer })];
-    book.song.lines[0].text = prompt();
-    book.current = 0;
-    book.commit();
-    show();
-    editor.focus(book.song.lines[0].id);
-  });
+  for (const name of ["blank", "fresh"]) $(name).addEventListener("click", blank);
   $("export").addEventListener("click", (event) => {
     const { kind } = event.target.dataset;
     if (kind) download(book.song, kind);
@@ -265,24 +299,26 @@ function listen() {
 }
 
 async function start() {
+  addEventListener("hashchange", () => location.reload()); // 同一个标签页里贴进了另一个地址
   takeToken();
   let about;
   try {
-    about = await ask("/api/about");
+    [about, book] = await Promise.all([ask("/api/about"), openBook()]);
   } catch (error) {
     complain(error.message);
     return;
   }
-  $("model").textContent = about.model;
   buildForm(about);
   fromAddress();
+  const chosen = (count) => say(count > 1 ? `换了，一字不差的 ${count} 行都换` : "换了");
   const selected = (line) => line && lookUp(line.text, line.reading);
-  editor = new Editor(book, about.classes, { changed: update, selected, rewrite });
-  startRhymes((word) => editor.insert(word));
+  editor = new Editor(book, about.classes, { changed: update, selected, rewrite, chosen });
+  startRhymes((word) => editor.insert(word) || say("先选中一行"));
   listen();
   show();
   await check(true);
   document.body.dataset.ready = "";
+  awaitIndex(about);
 }
 
 start();

@@ -2,6 +2,9 @@
 
 import { newSong, textOf } from "./song.js";
 
+const MOST_BYTES = 4 * 2 ** 20;
+const MOST_SONGS = 8;
+
 const WRITERS = {
   txt: (song) => textOf(song) + "\n",
   lrc: (song) => {
@@ -22,11 +25,18 @@ export function download(song, kind) {
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
+// 一行有几个时间的，各唱一遍：照时间排
 function fromLrc(text) {
-  const tag = (name) => text.match(new RegExp(`^\\[${name}:([^\\]]*)\\]`, "m"))?.[1].trim() ?? "";
-  const lines = text.split("\n").filter((line) => !/^\[[a-z]+:[^\]]*\]\s*$/i.test(line));
-  const lyric = lines.map((line) => line.replace(/^(\[[\d:.]*\])+/, "").trim());
-  return newSong(lyric.join("\n").trim(), { title: tag("ti"), singer: tag("ar") });
+  const tag = (name) => text.match(new RegExp(`^\\[${name}:([^\\]]*)\\]`, "mi"))?.[1].trim() ?? "";
+  const lines = text.split("\n").filter((line) => !/^\s*\[[a-z]+:[^\]]*\]\s*$/i.test(line));
+  const timed = lines.flatMap((line) => {
+    const [times] = line.match(/^\s*(\[\d+:[\d.:]*\])*/);
+    const words = line.slice(times.length).trim();
+    const seconds = [...times.matchAll(/\[(\d+):([\d.]*)/g)].map(([, minutes, rest]) => minutes * 60 + Number(rest));
+    return (seconds.length ? seconds : [null]).map((at) => [at, words]);
+  });
+  if (timed.every(([at]) => at != null)) timed.sort(([one], [other]) => one - other);
+  return newSong(timed.map(([, words]) => words).join("\n").trim(), { title: tag("ti"), singer: tag("ar") });
 }
 
 function fromJson(text) {
@@ -39,9 +49,23 @@ function fromJson(text) {
     });
 }
 
-// 一个文件里的几首；读不出的抛出 Error
+// UTF-8、UTF-16（有开头的记号），或国标
+export async function textOfFile(file) {
+  if (file.size > MOST_BYTES) throw new Error(`${file.name} 太大：至多 ${MOST_BYTES / 2 ** 20} MB`);
+  const bytes = new Uint8Array(await file.arrayBuffer());
+  const wide = { "255,254": "utf-16le", "254,255": "utf-16be" }[bytes.slice(0, 2).join()];
+  let text;
+  try {
+    text = new TextDecoder(wide ?? "utf-8", { fatal: true }).decode(bytes);
+  } catch {
+    text = new TextDecoder("gb18030").decode(bytes);
+  }
+  return text.replace(/\r\n?/g, "\n");
+}
+
+// 一个文件里的前几首，与共有几首；读不出的抛出 Error
 export async function readSongs(file) {
-  const text = (await file.text()).replace(/^\ufeff/, "").replace(/\r\n?/g, "\n");
+  const text = await textOfFile(file);
   const kind = file.name.split(".").pop().toLowerCase();
   let songs;
   try {
@@ -51,5 +75,5 @@ export async function readSongs(file) {
   }
   songs = songs.filter((song) => song.lines.some((line) => line.text.trim()));
   if (!songs.length) throw new Error(`${file.name} 里没有读出歌词`);
-  return songs.slice(0, 8);
+  return { songs: songs.slice(0, MOST_SONGS), total: songs.length };
 }

@@ -1,6 +1,8 @@
 // 要怎样的一首：各栏、栏旁的错、地址里的设置。
 
 import { $, make } from "./dom.js";
+import { textOfFile } from "./files.js";
+import { session } from "./store.js";
 
 // [参数, 名称, 写法, 种类]；名称与 inference.py 的参数相同
 const GROUPS = [
@@ -30,14 +32,17 @@ const GROUPS = [
     ["num_samples", "几首", "1", "number"],
     ["temperature", "温度", "1", "number"],
     ["top_p", "top_p", "0.9", "number"],
+    ["top_k", "top_k", "0 为不限", "number"],
+    ["repetition_penalty", "重复惩罚", "1", "number"],
     ["candidates", "每行几稿", "1", "number"],
     ["max_copy", "照抄至多几字", "0 为不查", "number"],
     ["max_tokens", "至多几个词元", "200", "number"],
+    ["min_tokens", "至少几个词元", "0", "number"],
     ["seed", "种子", "随机", "number"],
   ],
 ];
 const NARROW = new Set(
-  "title singer lines line_chars rhyme rhyme_scheme breaks tones num_samples temperature top_p candidates max_copy max_tokens".split(" "),
+  "title singer lines line_chars rhyme rhyme_scheme breaks tones num_samples temperature top_p top_k repetition_penalty candidates max_copy max_tokens min_tokens seed".split(" "),
 );
 const NAMES = GROUPS.flatMap(([, ...fields]) => fields.map(([name]) => name));
 
@@ -74,9 +79,13 @@ export function buildForm(about) {
   });
   const load = make("input", { type: "file", id: "like-file", accept: ".txt,.lrc", hidden: true });
   load.addEventListener("change", async () => {
-    if (load.files[0]) field("like").value = (await load.files[0].text()).replace(/\r\n?/g, "\n");
+    try {
+      field("like").value = await textOfFile(load.files[0]);
+      field("like").dispatchEvent(new Event("input", { bubbles: true }));
+    } catch (error) {
+      showErrors({ like: error.message });
+    }
     load.value = "";
-    field("like").dispatchEvent(new Event("input", { bubbles: true }));
   });
   $("fields").append(...groups, names);
   const upload = make("button", { type: "button", class: "small", onclick: () => load.click() }, "从文件读样例");
@@ -111,19 +120,31 @@ export function showErrors(errors) {
   return first ? field(first) : null;
 }
 
-// 地址里是设置：同样的检查点打开它，写出同样的一首
+// 地址里是设置：同样的检查点打开它，写出同样的一首。随机的种子只写在地址上：重开这一页，再写还是随机的
 export function toAddress(seed) {
   const values = { prompt: prompt(), ...settings() };
-  if (seed != null) values.seed ??= seed;
+  if (seed != null && values.seed === undefined) {
+    values.seed = seed;
+    session.set("drawn", String(seed));
+  }
   const given = new URLSearchParams(Object.entries(values).filter(([, value]) => value !== ""));
-  history.replaceState(null, "", `#${given}`);
+  try {
+    history.replaceState(null, "", `#${given}`);
+  } catch {
+    // Safari 嫌改得太勤
+  }
+}
+
+// 几栏换成这些
+export function fill(values) {
+  for (const [name, value] of Object.entries(values)) field(name).value = value;
 }
 
 export function fromAddress() {
   const given = new URLSearchParams(location.hash.slice(1));
   for (const [name, value] of given) {
     const input = NAMES.includes(name) ? field(name) : null;
-    if (!input) continue;
+    if (!input || (name === "seed" && value === session.get("drawn"))) continue;
     if (input.type === "checkbox") input.checked = value === "true";
     else input.value = value;
     input.closest("details")?.setAttribute("open", "");

@@ -45,7 +45,7 @@ class Completion:
         self.told_usage = isinstance(options, dict) and options.get("include_usage") is True
         values = {name: value for name, value in body.items() if name not in _OWN}
         if body.get("n") is not None:
-            values["num_samples"] = body["n"]
+            values["num_samples"] = requests.whole_of(body["n"], "n", 1, requests.MOST_SONGS)
         self.settings = desk.settings({"settings": values}, self.prompt)
         self._writer = desk.writer
         self._frame = {

@@ -11,6 +11,7 @@ from lyrics.cipai import all_cipai
 from lyrics.form import Form
 from lyrics.sound import RHYME_CLASSES, lines_of, readings_of, rhyme_class, sung_count
 from serving import requests
+from serving.indexing import Indexing
 from serving.requests import BadRequest, text_of
 from serving.turns import Turn
 from writing.settings import SONG_FLAGS, Settings
@@ -30,10 +31,11 @@ class Desk:
 
     Args:
         most_tokens: max_tokens 的上限。
+        indexing: 正在建的语料的索引。
     """
 
-    def __init__(self, writer: Writer, most_tokens: int) -> None:
-        self.writer, self.flags = writer, requests.song_flags(most_tokens)
+    def __init__(self, writer: Writer, most_tokens: int, indexing: Indexing | None = None) -> None:
+        self.writer, self.flags, self.indexing = writer, requests.song_flags(most_tokens), indexing
 
     def settings(self, body: dict[str, Any], prompt: str = "") -> Settings:
         """
@@ -53,8 +55,8 @@ class Desk:
 
     def more(self, body: dict[str, Any]) -> Work:
         """接着写。"""
-        requests.known(body, "settings", "text", "ended")
-        text, settings = text_of(body, "text"), self.settings(body)
+        requests.known(body, "settings", "text", "ended", "readings")
+        text, settings, readings = text_of(body, "text"), self.settings(body), requests.readings(body)
         if not isinstance(ended := body.get("ended", True), bool):
             raise BadRequest({"ended": "ended 应为 true 或 false"})
 
@@ -62,7 +64,7 @@ class Desk:
             seed = _begin(self.writer, turn, settings)
             song = self.writer.song_of(text, settings, ended)
             turn.tell({"song": 0, "seed": seed})
-            self.writer.extend(song, settings, seed, lambda added: turn.tell({"text": added}))
+            self.writer.extend(song, settings, seed, lambda added: turn.tell({"text": added}), readings)
             turn.tell({"ended": song.ended})
 
         return work
@@ -87,7 +89,7 @@ class Desk:
         return work
 
     def rewrite(self, body: dict[str, Any]) -> Work:
-        """一行的几种写法，一次给出。"""
+        """一行的几种写法，一次给出；same 是句式里与它一字不差、要一起换的各行。"""
         requests.known(body, "settings", "text", "line", "readings")
         text, settings, readings = text_of(body, "text"), self.settings(body), requests.readings(body)
         number = requests.whole_of(body.get("line"), "line", 1, len(lines_of(text)))
@@ -95,7 +97,7 @@ class Desk:
         def work(turn: Turn) -> None:
             seed = _begin(self.writer, turn, settings)
             options = self.writer.rewritings(text, number, settings, seed, readings.get(number))
-            turn.tell({"options": options, "seed": seed})
+            turn.tell({"options": options, "seed": seed, "same": self.writer.same_lines(text, number, settings)})
             if not options:
                 turn.tell({"error": f"第 {number} 行没有写出别的，可再试一次，或放宽 max_copy", "status": 400})
 
@@ -123,8 +125,7 @@ class Desk:
     def line(self, line: str) -> dict[str, Any]:
         found: dict[str, Any] = {"sung": sung_count(line), "rhyme": rhyme_class(line), "readings": readings_of(line)}
         if self.writer.copies is not None:
-            same, label = self.writer.longest_copy(line)
-            found["copied"] = {"same": same, "label": label}
+            found["copied"] = dict(zip(("start", "end", "label"), self.writer.copied_span(line), strict=True))
         return found
 
     def rhymes(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -143,11 +144,16 @@ class Desk:
         """页面开头要知道的：模型、各参数的默认与说明、辙、词牌。"""
         return {
             "model": model,
-            "has_index": self.writer.copies is not None,
+            "index": self.index(),
             "flags": {flag.name: {"default": flag.default, "help": flag.help} for flag in SONG_FLAGS},
             "classes": list(RHYME_CLASSES),
             "cipai": list(dict.fromkeys(one.name for one in all_cipai())),
         }
+
+    def index(self) -> dict[str, Any]:
+        """语料的索引：有没有，是不是在建，没有是为什么。"""
+        building, reason = (self.indexing.building, self.indexing.reason) if self.indexing else (False, "")
+        return {"ready": self.writer.copies is not None, "building": building, "reason": reason}
 
 
 def wanted(form: Form) -> list[list[int]]:

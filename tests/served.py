@@ -20,12 +20,14 @@ MOST_TOKENS = 100_000
 class Served:
     """在另一个线程里开着的服务。"""
 
-    def __init__(self, writer: Writer, queue: int = 32, seconds: float = 60, token: str | None = None, **guard) -> None:
+    def __init__(
+        self, writer: Writer, queue: int = 32, seconds: float = 60, token: str | None = None, indexing=None, **guard
+    ) -> None:
         self.turns, self.writer = Turns(queue, seconds), writer
         self.listening = webui.listen("127.0.0.1", 0)
         self.port = self.listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        app = webui.application(Desk(writer, MOST_TOKENS), self.turns, "best")
+        app = webui.application(Desk(writer, MOST_TOKENS, indexing), self.turns, "best")
         options = {"hosts": [], "public": False, **guard}
         self.server = webui.make_server(Guard(app, token, **options), self.turns)
         self.thread = threading.Thread(target=lambda: asyncio.run(self.server.serve([self.listening])))

@@ -1,94 +1,21 @@
+# ruff: noqa: F401, F811  夹具照名字取来
 """写歌的页面，在真的浏览器里：写、停、留住、另写、改、撤销、重开、导出，全用键盘也行。
 
 用 Debian 的 chromium：`apt-get install chromium fonts-noto-cjk`，没有它就跳过；`.ci/run` 装得上时，跳过算失败。
 """
 
 import json
-import os
 import re
-import shutil
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect, sync_playwright
-from served import Served
+from browser import chromium, context, done, lines, load, needs_chromium, open_page, page, served, text, write
+from playwright.sync_api import expect
 
 from corpus.formats import read_file
-from flags import REPOSITORY
-from lyrics.copies import CopyIndex
-from lyrics.sound import rhyme_class
-from writing import loading
+from lyrics.sound import RHYME_CLASSES, rhyme_class
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None and os.environ.get("PAGE_TESTS") != "required",
-    reason="没有 chromium：apt-get install chromium fonts-noto-cjk",
-)
-FORM = "prompt=今夜我&lines=6&line_chars=5&rhyme=auto&seed=3"
-
-
-@pytest.fixture(scope="module")
-def served():
-    with Served(loading.load_writer(REPOSITORY / loading.READY, "cpu", "fp32", "auto").writer) as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    assert CHROMIUM, "PAGE_TESTS=required：要有 chromium"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def context(chromium, served):
-    """一个干净的浏览器；结束时查：控制台没有错，没有向别处的请求。"""
-    context = chromium.new_context(viewport={"width": 1280, "height": 860}, locale="zh-CN")
-    said, asked = [], []
-
-    def watch(page: Page) -> None:
-        page.on("console", lambda message: message.type in ("error", "warning") and said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-
-    context.on("page", watch)
-    yield context
-    context.close()
-    assert [text for text in said if "status of 4" not in text] == []
-    assert [url for url in asked if not url.startswith((served.url, "blob:", "data:"))] == []
-
-
-@pytest.fixture
-def page(context, served):
-    page = context.new_page()
-    return open_page(page, served, FORM)
-
-
-def open_page(page: Page, served: Served, form: str = "") -> Page:
-    page.goto(f"{served.url}/#{form}")
-    page.wait_for_selector("body[data-ready]")
-    return page
-
-
-def write(page: Page) -> list[str]:
-    page.click("#write")
-    done(page)
-    return lines(page)
-
-
-def done(page: Page) -> None:
-    expect(page.locator("#status")).to_contain_text("种子", timeout=30_000)
-    expect(page.locator("#write")).to_be_visible()
-
-
-def lines(page: Page) -> list[str]:
-    return page.locator("input.text").evaluate_all("inputs => inputs.map(input => input.value)")
-
-
-def text(page: Page, number: int):
-    return page.locator("input.text").nth(number - 1)
+pytestmark = needs_chromium
 
 
 def test_writes_a_song(page, served):
@@ -109,7 +36,7 @@ def test_stop_keeps_what_is_there(page, served):
     """停：一秒之内停下，写到的还在，轮到下一位。"""
     page.fill("#f-lines", "1000")
     page.click("#write")
-    expect(page.locator("input.text").nth(3)).to_be_visible(timeout=20_000)
+    expect(page.locator(".text").nth(3)).to_be_visible(timeout=20_000)
     page.click("#stop")
     expect(page.locator("#status")).to_contain_text("停下了", timeout=1000)
     served.wait_for(0)
@@ -189,23 +116,6 @@ def test_readings_and_the_rhyme_dictionary(page):
     word.click()
     assert lines(page) == [f"等月亮{shown}"]
     expect(page.locator("#rhymes")).to_contain_text("近韵")
-
-
-def test_copied_span_tells_its_song(page, served, tmp_path):
-    """与语料的相同处：行末说几个字，指着它说是哪几个、出自哪一首。"""
-    identity = served.writer.tokenizer.fingerprint
-    CopyIndex.build(["月亮照着河岸"], ["《河岸》谁"], tmp_path / "copies", identity, 1)
-    served.writer.copies = CopyIndex.load(tmp_path / "copies", identity)
-    try:
-        page.click("#blank")
-        text(page, 1).fill("我看月亮照着你")
-        copied = page.locator(".copied:visible")
-        expect(copied).to_have_text("同 4")
-        copied.focus()
-        tip = copied.evaluate("chip => getComputedStyle(chip, '::after').content")
-        assert "「月亮照着」，《河岸》谁" in tip
-    finally:
-        served.writer.copies = None
 
 
 def test_several_songs_as_cards(page):
@@ -300,7 +210,14 @@ def test_keyboard_alone(page):
     expect(page.locator(".lock").nth(1)).to_have_attribute("aria-pressed", "false")
     page.locator("#more").focus()
     page.keyboard.press("Enter")
-    expect(page.locator("input.text").nth(11)).to_be_visible(timeout=20_000)
+    expect(page.locator(".text").nth(11)).to_be_visible(timeout=20_000)
+
+
+CLASS_OF_LINE = {
+    "发花": "开花", "梭坡": "唱歌", "乜斜": "残月", "一七": "细雨", "姑苏": "日暮", "怀来": "大海", "灰堆": "归",
+    "遥条": "小桥", "油求": "自由", "言前": "少年", "人辰": "黄昏", "江阳": "月光", "中东": "清风",
+}  # fmt: skip
+assert set(CLASS_OF_LINE) == set(RHYME_CLASSES)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -310,7 +227,9 @@ def test_fits_and_is_accessible(page, scheme, width):
     page.set_viewport_size({"width": width, "height": 844})
     page.emulate_media(color_scheme=scheme)
     write(page)
-    text(page, 2).fill("我们走了")
+    page.locator(".lock").nth(1).click()
+    load(page, *CLASS_OF_LINE.values(), "我们走了")
+    expect(page.locator(".rhyme:visible")).to_have_text([*CLASS_OF_LINE, "梭坡？"])
     text(page, 3).focus()
     page.keyboard.press("Alt+r")
     expect(page.locator(".options:visible button").first).to_be_focused(timeout=20_000)
@@ -324,9 +243,7 @@ def test_fits_and_is_accessible(page, scheme, width):
 
 def test_typing_touches_one_line(page):
     """60 行的歌里打字：每个键只改这一行，别的行一个节点也不动（快慢由 page_speed.py 量）。"""
-    song = "\n".join(f"第{number}行的月光照着你" for number in range(60))
-    page.set_input_files("#file", {"name": "歌.txt", "mimeType": "text/plain", "buffer": song.encode()})
-    expect(text(page, 60)).to_be_visible()
+    load(page, *(f"第{number}行的月光照着你" for number in range(60)))
     text(page, 30).focus()
     page.wait_for_timeout(600)
     page.evaluate(

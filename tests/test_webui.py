@@ -4,6 +4,8 @@ import contextlib
 import json
 import re
 import subprocess
+import threading
+import time
 
 import openai
 import pytest
@@ -16,8 +18,10 @@ from tiny import REPOSITORY
 import inference
 import webui
 from lyrics.copies import CopyIndex
+from lyrics.form import LyricsError
 from lyrics.sound import RHYME_CLASSES, rhyme_class, sung_count
 from serving.guard import HEADERS
+from serving.indexing import Indexing
 from serving.songs import Tail
 from terminal import UserError
 from writing import loading
@@ -69,13 +73,15 @@ def test_several_songs_are_what_they_are_alone(served):
 
 
 def test_more_goes_on(served):
-    """接着写：原来的不动，韵与字数照守。"""
+    """接着写：原来的不动，韵与字数照守；选定的读音定下韵。"""
     text, values = "我在风里唱歌", {"lines": 2, "line_chars": "6", "rhyme": "auto", "seed": 1}
     events = served.events("more", {"text": text, "settings": values})
     lines = sung_lines(text + song_of(events))
     assert lines[0] == text
     assert [sung_count(line) for line in lines] == [6, 6]
     assert rhyme_class(lines[1]) == "梭坡"
+    chosen = served.events("more", {"text": text, "settings": values, "readings": {"1": "江阳"}})
+    assert rhyme_class(sung_lines(text + song_of(chosen))[1]) == "江阳"
 
 
 def test_rest_keeps_locked_lines(served):
@@ -96,6 +102,13 @@ def test_rewrite_offers_lines_of_the_same_shape(served):
     chosen = served.events("rewrite", {**body, "readings": {"1": "江阳"}})
     options = next(event["options"] for event in chosen if "options" in event)
     assert {rhyme_class(option) for option in options} <= {"江阳"}
+    again = "我在风里\n他在河岸\n我在风里"  # 样例里一字不差的行，一起换
+    (found,) = (
+        event
+        for event in served.events("rewrite", {"text": again, "line": 3, "settings": {"like": again, "seed": 3}})
+        if "options" in event
+    )
+    assert found["same"] == [3, 1]
 
 
 def test_lines_and_rhymes(served):
@@ -115,12 +128,56 @@ def test_copied_span(served, copies):
     """有索引时，每行最长的相同处与出处；max_copy 守住。"""
     served.writer.copies = CopyIndex.load(copies, served.writer.tokenizer.fingerprint)
     try:
-        line = served.post("/api/lines", {"lines": [f"啊{LINES[0]}"]}).json()["lines"][0]
-        assert line["copied"] == {"same": LINES[0], "label": "《河岸》谁"}
+        line = f"啊！{LINES[0][:3]}，{LINES[0][3:]}。"
+        found = served.post("/api/lines", {"lines": [line]}).json()["lines"][0]["copied"]
+        assert found == {"start": 2, "end": len(line) - 1, "label": "《河岸》谁"}  # 中间的标点也在内
         events = served.events("write", {"settings": {"lines": 3, "max_copy": 2, "seed": 1}})
         assert copied(song_of(events)) <= 2
     finally:
         served.writer.copies = None
+
+
+def test_a_missing_index_is_built_meanwhile(trained, copies):
+    """没有索引：在另一个线程里建，照样写歌；要查照抄的说还在建，建好就查得了。"""
+    writer, go, said = loading.load_writer(trained, "cpu", "fp32").writer, threading.Event(), []
+
+    def build():
+        go.wait(30)
+        return CopyIndex.load(copies, writer.tokenizer.fingerprint)
+
+    indexing = Indexing(writer, build, said.append)
+    indexing.start()
+    with Served(writer, indexing=indexing) as served:
+        assert served.client.get("/api/about").json()["index"]["building"]
+        asked = {"settings": {"lines": 2, "max_copy": 3, "seed": 1}}
+        assert "还在建" in served.post("/api/write", asked).json()["errors"]["max_copy"]
+        assert song_of(served.events("write", {"settings": {"lines": 1}}))
+        go.set()
+        until = time.monotonic() + 10
+        while indexing.building and time.monotonic() < until:
+            time.sleep(0.005)
+        assert served.client.get("/api/about").json()["index"] == {"ready": True, "building": False, "reason": ""}
+        assert copied(song_of(served.events("write", asked))) <= 3
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(LyricsError("语料不在\n请先建"), "语料不在；请先建"), (MemoryError(), "MemoryError")]
+)
+def test_an_index_that_cannot_be_built(trained, error, told, capsys):
+    """建不成：终端上一行说为什么，要查照抄的那一栏也说；歌照样写。"""
+    writer, said = loading.load_writer(trained, "cpu", "fp32").writer, []
+
+    def build():
+        raise error
+
+    indexing = Indexing(writer, build, said.append)
+    indexing._run()
+    assert (len(said), said[0].count("\n"), told in said[0]) == (1, 0, True)
+    with Served(writer, indexing=indexing) as served:
+        assert told in served.client.get("/api/about").json()["index"]["reason"]
+        assert told in served.post("/api/write", {"settings": {"max_copy": 3}}).json()["errors"]["max_copy"]
+        assert song_of(served.events("write", {"settings": {"lines": 1}}))
 
 
 def test_check_tells_the_wanted_counts(served):
@@ -132,7 +189,8 @@ def test_check_tells_the_wanted_counts(served):
 
 def test_about_and_health(served):
     about = served.client.get("/api/about").json()
-    assert (about["model"], about["has_index"], about["classes"]) == ("best", False, list(RHYME_CLASSES))
+    assert (about["model"], about["classes"]) == ("best", list(RHYME_CLASSES))
+    assert about["index"] == {"ready": False, "building": False, "reason": ""}
     assert set(about["flags"]) == {flag.name for flag in inference.SONG_FLAGS}
     assert served.client.get("/healthz").json() == {"status": "ok", "waiting": 0}
 
@@ -233,10 +291,19 @@ def test_openai_client(served, written):
         form = {"lines": 2, "line_chars": "5", "rhyme": "江阳"}
         song = client.completions.create(model="best", prompt="", seed=1, extra_body=form).choices[0]
         assert [(sung_count(line), rhyme_class(line)) for line in sung_lines(song.text)] == [(5, "江阳")] * 2
-        for wrong in ({"suffix": "他"}, {"extra_body": {"rhyme": "江洋"}}, {"max_tokens": -1}, {"logprobs": 2}):
+        for wrong in (
+            {"suffix": "他"},
+            {"extra_body": {"rhyme": "江洋"}},
+            {"max_tokens": -1},
+            {"logprobs": 2},
+            {"n": 0},
+        ):
             with pytest.raises(openai.BadRequestError) as caught:
                 client.completions.create(model="best", prompt="我", **wrong)
-            assert caught.value.param in {"suffix", "rhyme", "max_tokens", "logprobs"}
+            assert caught.value.param in {"suffix", "rhyme", "max_tokens", "logprobs", "n"}
+        assert client.models.retrieve("best").id == "best"
+        with pytest.raises(openai.NotFoundError, match="没有这个模型"):
+            client.models.retrieve("worst")
 
 
 @given(st.text("ab\n", max_size=20), st.lists(st.text("ab\n", min_size=1, max_size=3), max_size=3), st.data())

@@ -13,7 +13,16 @@ from lyrics.copies import CopyIndex
 from lyrics.form import EXAMPLE_SPAN, LONGEST_LINE, Form, LyricsError
 from lyrics.plan import SongPlan
 from lyrics.rhymes import RhymeDictionary
-from lyrics.sound import lines_of, normalise, place_of, rhyme_class, stanzas_of, sung_count, sung_units
+from lyrics.sound import (
+    lines_of,
+    normalise,
+    place_of,
+    rhyme_class,
+    stanzas_of,
+    sung_count,
+    sung_places,
+    sung_units,
+)
 from lyrics.vocabulary import Vocabulary
 from lyrics.words import one_each
 from model import GPT
@@ -195,21 +204,21 @@ class Writer:
     def replace_line(self, song: Song, number: int, line: str, settings: Settings) -> None:
         """第 number 行（从 1 起，空行不算）换成 line；句式里与它一字不差的各行也换。"""
         every = song.text.split("\n")
-        for place in [number, *self._twins(song.text, number, settings)]:
+        for place in self.same_lines(song.text, number, settings):
             every[place_of(song.text, place)] = line
         self.replace_text(song, "\n".join(every), settings)
 
-    def _twins(self, text: str, number: int, settings: Settings) -> list[int]:
-        """与第 number 行（从 1 起）一字不差的其他各行。"""
+    def same_lines(self, text: str, number: int, settings: Settings) -> list[int]:
+        """句式里要一字不差、现在也一字不差的各行（从 1 起）：第 number 行在前。"""
         lines, form = lines_of(text), settings.form()
         if form.lines is None:
-            return []
+            return [number]
         times = -(-len(lines) // form.lines)
         form = dataclasses.replace(
             form, lines=form.lines * times, sections=form.sections * times, acrostic="", keywords=()
         )
         twins = self.plan(form, settings).twins(number - 1)
-        return [twin + 1 for twin in twins if twin < len(lines) and lines[twin] == lines[number - 1]]
+        return [number, *(twin + 1 for twin in twins if twin < len(lines) and lines[twin] == lines[number - 1])]
 
     def write_the_rest(
         self,
@@ -256,7 +265,7 @@ class Writer:
         plan = self.plan(Form(example=form.example), settings)
         for line in lines[:index]:
             plan.add(line)
-        same = [index, *(twin - 1 for twin in self._twins(text, number, settings))]
+        same = [one - 1 for one in self.same_lines(text, number, settings)]
         first = next((form.acrostic[place] for place in same if place < len(form.acrostic)), "")
         rule = _rewriting_rule(old, form, index, first, number == len(lines))
         if reading:
@@ -292,18 +301,28 @@ class Writer:
 
     def longest_copy(self, line: str) -> tuple[str, str]:
         """一行与语料最长的（相同处，出自哪一首）；没有的是空的。"""
-        assert self.copies is not None  # 要查照抄时都先备好了索引
-        sung = normalise(line)
-        span = self.copies.longest(sung)
-        if not span.length:
-            return "", ""
-        return sung[span.start : span.start + span.length], self.copies.label(span.song)
+        start, end, label = self.copied_span(line)
+        return normalise(line[start:end]), label
 
-    def extend(self, song: Song, settings: Settings, seed: int, show: Show) -> None:
-        """接着写一首；已收尾的另起一行。"""
+    def copied_span(self, line: str) -> tuple[int, int, str]:
+        """一行与语料最长的相同处：（从第几个字符起，到第几个之前，出自哪一首）；标点与空格夹在里面的也算。"""
+        assert self.copies is not None  # 要查照抄时都先备好了索引
+        span, places = self.copies.longest(normalise(line)), sung_places(line)
+        if not span.length:
+            return 0, 0, ""
+        return places[span.start], places[span.start + span.length - 1] + 1, self.copies.label(span.song)
+
+    def extend(
+        self, song: Song, settings: Settings, seed: int, show: Show, readings: Mapping[int, str] | None = None
+    ) -> None:
+        """接着写一首；已收尾的另起一行。
+
+        Args:
+            readings: 第几行（从 1 起）的末字，选定读作哪一辙。
+        """
         self.songs = [song]
         if settings.line_by_line():
-            self._compose_more(song, settings, seed, show)
+            self._compose_more(song, settings, seed, show, readings or {})
             return
         if song.ended:
             song.tokens.append(self.tokenizer.newline_id)
@@ -313,7 +332,7 @@ class Writer:
             show(newline)
         self._continue(self.songs, settings, seed, show)
 
-    def _compose_more(self, song: Song, settings: Settings, seed: int, show: Show) -> None:
+    def _compose_more(self, song: Song, settings: Settings, seed: int, show: Show, readings: Mapping[int, str]) -> None:
         """照同样的要求接着写：定了行数的再写一遍那么多行（没写完的先写完），韵与行长接着数，照抄、最少词元照守。"""
         form = settings.form()
         if form.lines is not None:
@@ -324,7 +343,8 @@ class Writer:
             show("\n")
         self.replace_text(song, song.text, settings)
         song.ended = False
-        self.compose(song, settings, seed, show, form)
+        chosen = {number - 1: name for number, name in readings.items()}
+        self.compose(song, settings, seed, show, form, readings=chosen)
 
     @property
     def device(self) -> torch.device:
