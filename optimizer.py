@@ -111,8 +111,8 @@ def build_optimizers(
             `muon`：线性层的权重矩阵用 Muon（Jordan 等 2024），其余用 AdamW。Muon 把每个矩阵的更新正交化，
             再缩放到与 AdamW 相当的大小（Liu 等 2025，Muon is Scalable for LLM Training，2.2 节）。
         learning_rate, muon_learning_rate: AdamW 与 Muon 的最高学习率。
-        half: 设备有硬件支持的半精度，Muon 用它正交化；None 是没有，用 fp32：没有硬件的 bf16 要慢三十倍
-            （只有 AVX2 的 CPU，docs/measurements.md）。
+        half: 设备有硬件支持的半精度，Muon 用它正交化；None 是没有，用 fp32：由软件模拟的 bf16 慢得多
+            （只有 AVX2 的 CPU 上五十倍，docs/log.md）。
     """
     decayed, kept = parameter_groups(model, weight_decay)
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
