@@ -296,9 +296,9 @@ class Vocabulary:
         fit = end <= shape.length
         fit &= self.counts <= _WIDEST
         for want, never in self._never.items() if shape.tones else ():
-            places = sum((tone == want) << at for at, tone in enumerate(shape.tones[count : count + _WIDEST]))
-            fit &= never & places == 0
-            if places & 1:
+            wanted = sum((tone == want) << at for at, tone in enumerate(shape.tones[count : count + _WIDEST]))
+            fit &= never & wanted == 0
+            if wanted & 1:
                 fit &= ~self.leads
         for place, letter in shape.letters:
             if 0 <= place - count < _WIDEST:
