@@ -157,8 +157,11 @@ class LineConstraint:
         if after_word:  # 接着拼同一个外文词的，从它那个字算起
             fits = np.where(vocabulary.joins, vocabulary.fits(shape, self.count - 1, marked), fits)
         mask |= ~fits
+        written = one_each(sung_units(self.text))
+        wanted = TONE_BITS.get(rule.tones[self.count : self.count + 1])
+        if wanted and not self._asked_for(self.count):
+            mask |= vocabulary.out_of_tone(written, wanted)
         if rule.breaks:
-            written = one_each(sung_units(self.text))
             earliest = max(sung_count(self.text[: self._given]), self.count - LONGEST_WORD + 1)
             for place, _ in rule.breaks:
                 if earliest <= place <= shape.next_break(self.count):

@@ -27,6 +27,8 @@ _UNSURE_RHYMES = frozenset("了着著还行得的乐觉没都称强劲塞差咽�
 
 _ADVERB = re.compile(r"(.)\1地[\W_]*$")  # 慢慢地
 
+_LEVEL_MARK = frozenset("āáēéīíōóūúǖǘḿế")
+
 # 「一、不」变调：唱的是本调，词组里注的有时是变调
 _OWN_TONES = {"一": LEVEL, "不": OBLIQUE}
 
@@ -67,6 +69,30 @@ def tone_bits(line: str) -> tuple[int, ...]:
         if not settled[unsure.start()]:
             found[unsure.start()] = LEVEL | OBLIQUE
     return tuple(found)
+
+
+@functools.cache
+def _tones_in_words() -> dict[str, int]:
+    """每个字在注音的词组里有过的平仄，按位。"""
+    from pypinyin.phrases_dict import phrases_dict
+
+    found: dict[str, int] = {}
+    for word, syllables in phrases_dict.items():
+        for character, (syllable, *_) in zip(word, syllables, strict=False):
+            found[character] = found.get(character, 0) | (OBLIQUE if _LEVEL_MARK.isdisjoint(syllable) else LEVEL)
+    return found
+
+
+@functools.lru_cache(maxsize=65536)
+def possible_tones(character: str) -> int:
+    """一个字在哪一行里也不出这几样平仄（按位），`tone_bits` 给的都在其中；字典里有而没有词这样读的（春、是）不算。"""
+    forms = (character, simpler(character))
+    if _UNSURE_TONES.search(forms[1]) or forms[1] in "只更":
+        return LEVEL | OBLIQUE
+    found = _OWN_TONES.get(character, 0)
+    for form in forms:
+        found |= sum(tones_of(form)) | sum(tones_as_written(form)) | _tones_in_words().get(form, 0)
+    return found
 
 
 @functools.lru_cache(maxsize=65536)

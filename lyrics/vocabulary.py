@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lyrics.form import Form, LyricsError
+from lyrics.readings import possible_tones, tone_bits
 from lyrics.sound import (
     LEVEL,
     OBLIQUE,
@@ -16,6 +17,7 @@ from lyrics.sound import (
     possible_classes,
     possible_endings,
     rhyme_class,
+    simpler,
     sung_count,
     sung_units,
 )
@@ -230,10 +232,27 @@ class Vocabulary:
         found = {want: np.zeros(len(self.texts), dtype=np.int32) for want in TONE_BITS}
         for token, units in enumerate(self.units):
             for place, unit in enumerate(units[:_WIDEST]):
-                tones = {tone for _, tone in possible_endings(unit[0])}
+                tones = 0 if in_word(unit[0]) else possible_tones(unit)
                 for want, tone in TONE_BITS.items():
-                    found[want][token] |= (tone not in tones) << place
+                    found[want][token] |= (not tones & tone) << place
         return found
+
+    @functools.cached_property
+    def _alone_tones(self) -> np.ndarray:
+        """(V,) 一个汉字的词元单用时说得过去的平仄（按位），别的词元、多音字的繁体为 0：不先遮。"""
+        single = [
+            units[0] if len(units) == 1 and not in_word(units[0][0]) and simpler(units[0]) == units[0] else ""
+            for units in self.units
+        ]
+        return np.array([tone_bits(unit)[0] if unit else 0 for unit in single], dtype=np.int32)
+
+    def out_of_tone(self, written: str, wanted: int) -> np.ndarray:
+        """(V,) 写了 written（一字一个字符）之后，一个字的词元里读音不是 wanted、前面的字也没有让它成词的。"""
+        written = simpler(written)
+        wrong = (self._alone_tones > 0) & (self._alone_tones != wanted)
+        for start in range(max(0, len(written) - LONGEST_WORD + 1), len(written)):
+            wrong[self._completing(written[start:], True)] = False
+        return wrong
 
     @functools.cached_property
     def letters(self) -> np.ndarray:

@@ -8,8 +8,9 @@ from judged import allowed, make_vocabulary
 
 from lyrics.constraint import LineConstraint, LineRule
 from lyrics.keywords import positions
-from lyrics.readings import likely_classes, tone_bits
-from lyrics.sound import class_as_written, rhyme_class, tones_as_written
+from lyrics.readings import likely_classes, possible_tones, tone_bits
+from lyrics.sound import class_as_written, rhyme_class, sung_units, tones_as_written
+from lyrics.words import one_each
 
 EITHER = 3
 HANZI = "长江为难民重来著了乾坤花月不是一声夜梦人行走看地慢春風難說話還没完银觉得儿女"
@@ -63,6 +64,16 @@ def test_the_reading_in_context_is_among_them(line):
     assert all(tone & bits for tone, bits in zip(tones_as_written(line), tone_bits(line), strict=True))
 
 
+@given(st.text(HANZI + "春旋是只三更，", min_size=1, max_size=14))
+def test_no_line_reads_a_character_otherwise(line):
+    """按字遮住的不会错：一行里的读法都在 `possible_tones` 之中；字典里的僻读不在。"""
+    sung = [character for character in line if character.isalnum()]
+    assert all(
+        bits | possible_tones(one) == possible_tones(one) for one, bits in zip(sung, tone_bits(line), strict=True)
+    )
+    assert (possible_tones("春"), possible_tones("是"), possible_tones("长")) == (1, 2, EITHER)
+
+
 def test_an_unsure_character_is_not_drawn():
     """平仄、韵定了的地方，不抽单用的多音字；在词里的照抽。"""
     vocabulary = make_vocabulary([*"长江夜花着过", "走了", "没完没了"])
@@ -89,3 +100,18 @@ def test_what_a_person_asks_for_may_be_read_either_way():
     assert positions("长", LineRule(2, 2, tones="平仄")) == [0, 1]
     assert positions("走了", LineRule(2, 2, frozenset({"遥条"}))) == [0]
     assert positions("走了", LineRule(2, 2, frozenset({"江阳"}))) == []
+
+
+WORDS = make_vocabulary([*dict.fromkeys(HANZI), "长江", "走了", "a", "，"])
+
+
+@given(st.text(HANZI + "a，", max_size=8), st.sampled_from([1, 2]))
+def test_masked_tones_are_the_ones_that_would_be_refused(written, wanted):
+    """先遮住的，细看也要拒绝；前面的字让它成词的不遮。"""
+    count = len(sung_units(written))
+    for token in WORDS.out_of_tone(one_each(sung_units(written)), wanted).nonzero()[0]:
+        assert tone_bits(written + WORDS.texts[token])[count] != wanted
+    after = WORDS.out_of_tone("难", 1)
+    assert not after[WORDS.characters["民"]]
+    assert WORDS.out_of_tone("花", 1)[WORDS.characters["长"]]
+    assert WORDS.out_of_tone("花", 2)[WORDS.characters["难"]]
