@@ -102,8 +102,7 @@ class Printer:
 
     def __init__(self, writer: Writer, stats: Stats | None = None, check_copy: bool = False) -> None:
         self.writer, self.stats, self.check_copy = writer, stats, check_copy
-        if stats is not None:
-            writer.count = stats.count
+        writer.count = stats.count if stats is not None else writer.count
 
     def write(self, prompt: str, settings: Settings) -> None:
         """一首时边写边送，几首时写完再依次送。"""
@@ -129,6 +128,8 @@ class Printer:
         if self.stats is not None:
             self.stats.start()
         yield
+        for notice in self.writer.notices():
+            _tell(notice)
         if self.check_copy:
             for number, song in enumerate(self.writer.songs, 1):
                 if len(self.writer.songs) > 1:
@@ -166,8 +167,7 @@ class Conversation:
     def __init__(self, printer: Printer, settings: Settings) -> None:
         self.printer, self.writer, self.settings = printer, printer.writer, settings
         self.prompt: str | None = None
-        self.locked: set[int] = set()  # 留住的行，从 1 起
-        self.rewritings = 0
+        self.locked, self.rewritings = set[int](), 0  # 留住的行（从 1 起）；另给过几次写法
         self.commands = {
             "/again": self.again,
             "/more": self.more,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lyrics.form import LONGEST_LINE
-from lyrics.sound import in_word, normalise, rhyme_class, sung_count, sung_units, tones_of
+from lyrics.readings import likely_classes, tone_bits
+from lyrics.sound import in_word, normalise, sung_count, sung_units
 from lyrics.vocabulary import CLOSING, RHYME_BITS, TIDY, TONE_BITS, Shape, Vocabulary, can_spell, decoded, ending_bits
 from lyrics.words import LONGEST_WORD, may_pause, one_each
 
@@ -66,7 +67,7 @@ class LineConstraint:
     """写一行时守的规矩（`Constraint`）。
 
     `forbidden` 按表遮住词元：字数会超的、末字不可能入韵的、平仄与停顿对不上的、后面接不下去的；
-    `refuses` 再把抽到的词元放进这一行细看：多音字在这里的读法、停顿是否落在词中间、是否照抄。
+    `refuses` 再把抽到的词元放进这一行细看：多音字在这里的读法（拿不准的不用）、停顿是否落在词中间、是否照抄。
 
     末字要押韵时，最后一个字不用字节拼：没拼完不知道它的读音。有句式的行里，字节只拼可唱的字，不拼标点。
 
@@ -87,7 +88,7 @@ class LineConstraint:
         self.vocabulary, self.rule, self.text = vocabulary, rule, start
         self.copied, self.following = copied, following
         self.count = sung_count(start)
-        self._given = len(start)
+        self._given, self._given_count = len(start), self.count
         self._shape = rule.shape
         self.pending = b""  # 没到齐的字节
         self.song_ended = False
@@ -129,8 +130,7 @@ class LineConstraint:
 
     def begun_well(self) -> bool:
         """开头给定的半行合不合平仄，该有的逗号有没有。"""
-        tones = zip(self.rule.tones, tones_of(self.text), strict=False)
-        if any(want != "中" and TONE_BITS[want] != tone for want, tone in tones):
+        if self._out_of_tone(self.text):
             return False
         before = {sung_count(self.text[:place]) for place, mark in enumerate(self.text) if mark == "，"}
         return all(place in before for place, kind in self.rule.breaks if kind == "，" and place < self.count)
@@ -157,8 +157,11 @@ class LineConstraint:
         if after_word:  # 接着拼同一个外文词的，从它那个字算起
             fits = np.where(vocabulary.joins, vocabulary.fits(shape, self.count - 1, marked), fits)
         mask |= ~fits
+        written = one_each(sung_units(self.text))
+        wanted = TONE_BITS.get(rule.tones[self.count : self.count + 1])
+        if wanted and not self._asked_for(self.count):
+            mask |= vocabulary.out_of_tone(written, wanted)
         if rule.breaks:
-            written = one_each(sung_units(self.text))
             earliest = max(sung_count(self.text[: self._given]), self.count - LONGEST_WORD + 1)
             for place, _ in rule.breaks:
                 if earliest <= place <= shape.next_break(self.count):
@@ -214,10 +217,8 @@ class LineConstraint:
     def _misplaced(self, line: str) -> bool:
         """平仄照上下文的读法不合，停顿落在词中间，或有不许出现的词。"""
         rule = self.rule
-        if rule.tones:
-            wanted = zip(rule.tones, tones_of(line), strict=False)
-            if any(tone != TONE_BITS[want] for want, tone in wanted if want != "中"):
-                return True
+        if rule.tones and self._out_of_tone(line):
+            return True
         sung = normalise(line)
         if any(sung.count(word) > (rule.keyword is not None and rule.keyword[1] == word) for word in rule.avoided):
             return True
@@ -244,8 +245,28 @@ class LineConstraint:
     def _completed(self, token: int) -> str | None:
         return decoded(self.pending + self.vocabulary.bytes[token]) if self.pending else self.vocabulary.texts[token]
 
+    def _asked_for(self, place: int) -> bool:
+        """第 place 个字（从 0 起）是人定的：开头、藏头、关键词里的字，有一种读法合就行。"""
+        start, word = self.rule.keyword or (0, "")
+        opening = place == 0 and bool(self.rule.first)
+        return opening or start <= place < start + len(word) or place < self._given_count
+
+    def _out_of_tone(self, line: str) -> bool:
+        """有没有字不合平仄，或读音拿不准。"""
+        for place, (want, bits) in enumerate(zip(self.rule.tones, tone_bits(line), strict=False)):
+            wanted = TONE_BITS.get(want, bits)
+            if bits != wanted and not (bits & wanted and self._asked_for(place)):
+                return True
+        return False
+
     def _in_rhyme(self, line: str) -> bool:
-        return self.rule.rhymes is None or rhyme_class(line) in self.rule.rhymes
+        wanted = self.rule.rhymes
+        if wanted is None:
+            return True
+        found = likely_classes(line)
+        if self._asked_for(sung_count(line) - 1):
+            return bool(found & wanted)
+        return found <= wanted and (len(found) == 1 or None in wanted)
 
     def _unfinished_bytes(self) -> np.ndarray:
         """只许接上能拼成字的后续字节。"""

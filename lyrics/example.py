@@ -11,6 +11,8 @@ from lyrics.sound import LEVEL, OBLIQUE, in_word, normalise, rhyme_class, sung_c
 
 NEAR = 4  # 隔不到这么多行的两个韵脚算押韵
 
+_TIME_TAG = re.compile(r"\[(?:\d+:\d+(?:[.:]\d+)?|[a-z]+:[^\]\n]*)\]")  # LRC 的时间与歌名一类
+
 _INNER_MARK = re.compile(r"[^\w]+|_+")
 
 
@@ -23,6 +25,7 @@ def read_form(text: str, keep_tones: bool = False) -> Form:
     Raises:
         LyricsError: 没有一行可唱的。
     """
+    text = _TIME_TAG.sub("", text)
     stanzas = [
         [line.strip() for line in stanza.split("\n") if sung_count(line)]
         for stanza in re.split(r"\n[^\S\n]*\n", text.lstrip("\ufeff").replace("\r", ""))

@@ -3,29 +3,40 @@
 from collections.abc import Callable, Sequence
 
 from lyrics.constraint import LineRule
-from lyrics.sound import rhyme_class, tones_of
+from lyrics.readings import likely_classes, tone_bits
 from lyrics.vocabulary import TONE_BITS
 
 
 def positions(word: str, rule: LineRule, start: int = 0, may_end: bool = True) -> list[int]:
     """word 在照 rule 写的一行里可以从第几个字（从 0 起）写起；放不下的是空的。
 
+    先要读音拿得准的；没有一处，有一种读法合的也算：词是人定的。
+
     Args:
         start: 这一行已有几个字。
         may_end: 可以落在行末。
     """
-    size, tones = len(word), tones_of(word)
-    found = []
-    for place in range(start, rule.most - size + 1):
-        wanted = zip(rule.tones[place : place + size], tones, strict=False)
-        fits = all(want == "中" or TONE_BITS[want] == tone for want, tone in wanted)
-        fits &= not any(place < at < place + size for at, _ in rule.breaks)
-        fits &= bool(place) or not rule.first or word[0] == rule.first
-        if place + size == rule.most:
-            fits &= may_end and (rule.rhymes is None or rhyme_class(word) in rule.rhymes)
-        if fits:
-            found.append(place)
-    return found
+    places = [
+        place
+        for place in range(start, rule.most - len(word) + 1)
+        if (place or not rule.first or word[0] == rule.first)
+        and (may_end or place + len(word) < rule.most)
+        and not any(place < at < place + len(word) for at, _ in rule.breaks)
+    ]
+    sure = [place for place in places if _sounds_right(word, rule, place, sure=True)]
+    return sure or [place for place in places if _sounds_right(word, rule, place, sure=False)]
+
+
+def _sounds_right(word: str, rule: LineRule, place: int, sure: bool) -> bool:
+    """word 从第 place 个字写起，平仄与韵合不合；sure：说得过去的读法都要合。"""
+    for want, bits in zip(rule.tones[place : place + len(word)], tone_bits(word), strict=False):
+        wanted = TONE_BITS.get(want, bits)
+        if bits != wanted and (sure or not bits & wanted):
+            return False
+    if rule.rhymes is None or place + len(word) < rule.most:
+        return True
+    found = likely_classes(word)
+    return found <= rule.rhymes if sure else bool(found & rule.rhymes)
 
 
 def assigned(words: Sequence[str], lines: Sequence[int], fits: Callable[[str, int], int]) -> dict[int, str] | None:

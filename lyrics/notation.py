@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from lyrics.form import Form, FormLine, LyricsError, parse_shape
 from lyrics.sound import RHYME_CLASSES
 
+_HALF_WIDTH = str.maketrans("｜－＝？＃", "|-=?#")  # 输入法打出来的全角
+
 
 def is_notation(text: str) -> bool:
     """是句式而不是歌词：第一行（不算注与空行）里有竖线。"""
@@ -88,7 +90,7 @@ def _line_text(name: str, line: FormLine) -> str:
 
 
 def _without_comment(line: str) -> str:
-    return line.partition("#")[0].strip()
+    return line.translate(_HALF_WIDTH).partition("#")[0].strip()
 
 
 def _parse_line(content: str, number: int) -> tuple[str, FormLine]:

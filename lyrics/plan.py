@@ -36,6 +36,7 @@ class SongPlan:
         tokens: 新写了多少个词元。
         min_tokens: 没有定行数时，写满这么多个词元之前不收尾。
         ended: 是否写到了头（写满行数，或模型收尾）。
+        relaxed: 停顿前面没能收在认得的词上的各行（从 0 起）。
 
     Raises:
         LyricsError: 句式与词表、开头不合，或有一行写不出来。
@@ -53,6 +54,7 @@ class SongPlan:
     ended: bool = False
     min_tokens: int = 0
     readings: Mapping[int, str] = field(default_factory=dict)
+    relaxed: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.vocabulary.check(self.form)
@@ -213,6 +215,7 @@ class SongPlan:
             may_cut = not self.form.given
             draft = composer.line(new, longest, self._repeats, following, may_cut=may_cut, **several) if rules else None
             if draft is not None:
+                self.relaxed += [] if careful else [index]
                 return draft
         word = self._places.get(index)
         if word is None or not any(self._known(later) is None for later in range(index + 1, self.form.lines or 0)):

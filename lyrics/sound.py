@@ -93,6 +93,11 @@ _SIMPLER = str.maketrans(
     "游乐觉说没还儿长调种为强劲应处数难几当称尽藏干缝间载号传弹转鲜兴奥恶",
 )
 
+
+def simpler(text: str) -> str:
+    return text.translate(_SIMPLER).replace("干坤", "乾坤")
+
+
 _ZHU = re.compile("(?:[名显顯卓原专專巨论論译譯编編合土所昭拙遗遺新旧舊大])著$")  # 其余的「著」就是「着」
 
 # 不是儿化、自成一个音节的「儿」
@@ -142,7 +147,7 @@ def rhyme_class(line: str) -> str | None:
     run = _LAST_RUN.search(line)
     if run is None or in_word(run[1][-1]):  # 拼音文字里也有 ai、a，不是韵母
         return None
-    words = run[1].translate(_SIMPLER)
+    words = simpler(run[1])
     if words.endswith("著") and not _ZHU.search(words):
         words = words[:-1] + "着"
     if words.endswith("儿") and not _SYLLABLE_ER.search(words):
@@ -150,8 +155,26 @@ def rhyme_class(line: str) -> str | None:
     for pattern, name in _READINGS:
         if pattern.search(words):
             return name
+    return class_as_written(words)
+
+
+def class_as_written(words: str) -> str | None:
+    """pypinyin 怎么读末字，就是哪一辙：不换成简体，也不改它读错的。"""
+    *_, last = _cut(words)
+    return _final_class(last)
+
+
+def _cut(words: str) -> list[str]:
+    """pypinyin 注音时切出的词：一词一词地记着读音，比整行重注快几倍。"""
+    from pypinyin.contrib.mmseg import seg
+
+    return list(seg.cut(words))
+
+
+@functools.lru_cache(maxsize=65536)
+def _final_class(word: str) -> str | None:
     pypinyin = _pypinyin()
-    finals = pypinyin.lazy_pinyin(words, style=pypinyin.Style.FINALS, strict=True)
+    finals = pypinyin.lazy_pinyin(word, style=pypinyin.Style.FINALS, strict=True)
     return _CLASS_OF_FINAL.get(finals[-1])
 
 
@@ -164,7 +187,7 @@ def possible_classes(character: str) -> frozenset[str | None]:
         return frozenset(RHYME_CLASSES)
     pypinyin = _pypinyin()
     found = set()
-    for form in {character, character.translate(_SIMPLER)}:
+    for form in {character, simpler(character)}:
         readings = pypinyin.pinyin(form, style=pypinyin.Style.FINALS, strict=True, heteronym=True)
         found |= {_CLASS_OF_FINAL.get(final) for final in readings[0]} if readings else set()
     found |= {"地": {"梭坡"}, "著": {"梭坡", "遥条"}}.get(character, set())
@@ -193,22 +216,25 @@ LEVEL, OBLIQUE = 1, 2  # 平：阴平、阳平；仄：上声、去声与轻声
 def tones_of(line: str) -> tuple[int, ...]:
     """每个可唱的字在这一行里是平（LEVEL）还是仄（OBLIQUE），多音字照上下文；外文词与没有读音的字是 0。"""
     tones: list[int] = []
-    pypinyin = _pypinyin()
     for run in re.findall(r"[^\W_]+", line):
         for foreign, characters in itertools.groupby(run, in_word):
             if foreign:
                 tones.append(0)
-                continue
-            tones += map(
-                _tone,
-                pypinyin.lazy_pinyin(
-                    "".join(characters).translate(_SIMPLER),
-                    style=pypinyin.Style.TONE3,
-                    neutral_tone_with_five=True,
-                    errors=lambda missing: list(missing),
-                ),
-            )
+            else:
+                tones += tones_as_written(simpler("".join(characters)))
     return tuple(tones)
+
+
+def tones_as_written(run: str) -> list[int]:
+    """一串汉字照 pypinyin 读的平仄，不换成简体；没有读音的字是 0。"""
+    return [tone for word in _cut(run) for tone in _word_tones(word)]
+
+
+@functools.lru_cache(maxsize=65536)
+def _word_tones(word: str) -> tuple[int, ...]:
+    pypinyin = _pypinyin()
+    style = {"style": pypinyin.Style.TONE3, "neutral_tone_with_five": True}
+    return tuple(map(_tone, pypinyin.lazy_pinyin(word, errors=lambda missing: list(missing), **style)))
 
 
 def _tone(syllable: str) -> int:
@@ -222,7 +248,7 @@ def possible_endings(character: str) -> frozenset[tuple[str | None, int]]:
         return frozenset({(None, 0)})
     pypinyin = _pypinyin()
     found: set[tuple[str | None, int]] = set()
-    for form in {character, character.translate(_SIMPLER)}:
+    for form in {character, simpler(character)}:
         style = pypinyin.Style.FINALS_TONE3
         readings = pypinyin.pinyin(form, style=style, strict=True, heteronym=True, neutral_tone_with_five=True)
         for final in readings[0] if readings else ():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lyrics.form import Form, LyricsError
+from lyrics.readings import possible_tones, tone_bits
 from lyrics.sound import (
     LEVEL,
     OBLIQUE,
@@ -16,6 +17,7 @@ from lyrics.sound import (
     possible_classes,
     possible_endings,
     rhyme_class,
+    simpler,
     sung_count,
     sung_units,
 )
@@ -225,18 +227,32 @@ class Vocabulary:
         return np.where(reaches, closes & free, ~(opens & (self.counts == 1)) | extends)
 
     @functools.cached_property
-    def tones(self) -> np.ndarray:
-        """(V, `_WIDEST`) 词元里每个字可能的平仄（按位），没有字的地方为 3。"""
-        found = np.full((len(self.texts), _WIDEST), LEVEL | OBLIQUE, dtype=np.int32)
+    def _never(self) -> dict[str, np.ndarray]:
+        """平、仄各 (V,)：词元里第几个字怎么读也不是它，按位。"""
+        found = {want: np.zeros(len(self.texts), dtype=np.int32) for want in TONE_BITS}
         for token, units in enumerate(self.units):
             for place, unit in enumerate(units[:_WIDEST]):
-                found[token, place] = sum({tone for _, tone in possible_endings(unit[0])})
+                tones = 0 if in_word(unit[0]) else possible_tones(unit)
+                for want, tone in TONE_BITS.items():
+                    found[want][token] |= (not tones & tone) << place
         return found
 
     @functools.cached_property
-    def _longer(self) -> list[np.ndarray]:
-        """第 place 个字（从 0 起）还有的词元。"""
-        return [np.flatnonzero(self.counts > place) for place in range(min(_WIDEST, int(self.counts.max())))]
+    def _alone_tones(self) -> np.ndarray:
+        """(V,) 一个汉字的词元单用时说得过去的平仄（按位），别的词元、多音字的繁体为 0：不先遮。"""
+        single = [
+            units[0] if len(units) == 1 and not in_word(units[0][0]) and simpler(units[0]) == units[0] else ""
+            for units in self.units
+        ]
+        return np.array([tone_bits(unit)[0] if unit else 0 for unit in single], dtype=np.int32)
+
+    def out_of_tone(self, written: str, wanted: int) -> np.ndarray:
+        """(V,) 写了 written（一字一个字符）之后，一个字的词元里读音不是 wanted、前面的字也没有让它成词的。"""
+        written = simpler(written)
+        wrong = (self._alone_tones > 0) & (self._alone_tones != wanted)
+        for start in range(max(0, len(written) - LONGEST_WORD + 1), len(written)):
+            wrong[self._completing(written[start:], True)] = False
+        return wrong
 
     @functools.cached_property
     def letters(self) -> np.ndarray:
@@ -298,12 +314,11 @@ class Vocabulary:
         end = count + self.counts
         fit = end <= shape.length
         fit &= self.counts <= _WIDEST
-        for place, longer in enumerate(self._longer):
-            want = TONE_BITS.get(shape.tones[count + place : count + place + 1])
-            if want is not None:
-                fit[longer] &= self.tones[longer, place] & want > 0
-                if not place:
-                    fit &= ~self.leads
+        for want, never in self._never.items() if shape.tones else ():
+            wanted = sum((tone == want) << at for at, tone in enumerate(shape.tones[count : count + _WIDEST]))
+            fit &= never & wanted == 0
+            if wanted & 1:
+                fit &= ~self.leads
         for place, letter in shape.letters:
             if 0 <= place - count < _WIDEST:
                 fit &= (self.counts <= place - count) | (self.letters[:, place - count] == ord(letter))
@@ -318,15 +333,15 @@ class Vocabulary:
         if not shape.breaks:
             return fit
         sung = self.counts > 0
-        fit &= (end <= shape.next_break(count)) & ~inner.astype(bool) & ~self.leads  # 没拼完的字不知道是不是词
+        stop = shape.next_break(count)  # 词元到此为止，再后面的停顿不必看
+        fit &= (end <= stop) & ~inner.astype(bool) & ~self.leads  # 没拼完的字不知道是不是词
         comma, space = shape.kind(count) == "，" and not marked, shape.may_space(count) and not marked
         fit &= (lead == 2) if comma else (lead == 0) | ((lead == 1) & space) | (~sung & (count == shape.length))
-        for place, kind in shape.breaks:
-            here = sung & (end == place)
-            ends_with = (trail == 0) | ((trail == 2) if kind == "，" else (trail == 1) & shape.may_space(place))
-            fit &= ~here | ends_with
-        at_places = np.isin(end, [place for place, _ in shape.breaks] + [shape.length])
-        return fit & ((trail == 0) | at_places)
+        if kind := shape.kind(stop):
+            ends_with = (trail == 0) | ((trail == 2) if kind == "，" else (trail == 1) & shape.may_space(stop))
+            fit &= ~sung | (end != stop) | ends_with
+        at_place = (end == stop) | ((end == count) & bool(shape.kind(count)))
+        return fit & ((trail == 0) | at_place)
 
     def _reachable(self, shape: Shape, endings: int | None, rhymes: int | None) -> tuple[bool, ...]:
         """写到第 0 … length 个字时，后面还有没有接得下去的词元（不看上下文）。
@@ -337,9 +352,9 @@ class Vocabulary:
         found = [False] * shape.length + [True]
         usable = (self.counts > 0) & ~self.unbreakable
         for count in reversed(range(shape.length)):
-            fit = usable & self._fits(shape, count, False)
+            fit = usable & self.fits(shape, count, False)
             if shape.kind(count):
-                fit |= usable & self._fits(shape, count, True)
+                fit |= usable & self.fits(shape, count, True)
             end = np.minimum(count + self.counts, shape.length)
             last = end == shape.length
             if endings is not None:

@@ -49,13 +49,19 @@ def reading(line: str) -> str | None:
     return CLASS_OF_FINAL.get(pypinyin.pinyin(run, style=pypinyin.Style.FINALS)[-1][0])
 
 
+def rhymes_surely(line: str, wanted: frozenset[str | None]) -> bool:
+    """末字的读法都在 wanted 里；只有一辙可押时，读法也只能有一种。小词表里单用时有两读的只有「了」（了了是词）。"""
+    found = {"梭坡", "遥条"} if re.search("(?:(?<!了)|了了)了$", "".join(syllables(line))) else {reading(line)}
+    return found <= wanted and (len(found) == 1 or None in wanted)
+
+
 def satisfies(line: str, rule: LineRule, start: str = "") -> bool:
     """一行写完的文字合不合规矩。"""
     tail = line[len(start) :]
     return (
         line.startswith(start)
         and rule.least <= len(syllables(line)) <= rule.most
-        and (rule.rhymes is None or reading(line) in rule.rhymes)
+        and (rule.rhymes is None or rhymes_surely(line, rule.rhymes))
         and (bool(start) or line.startswith(rule.first))
         and len((line + "|").splitlines()) == 1
         and (not rule.tidy or is_tidy(line if not start else re.sub(r"^ ", "", tail)))

@@ -240,11 +240,11 @@ def test_cpu_out_of_memory_halves_the_micro_batch(run, monkeypatch):
     """CPU 上内存不足与显存不足一样对付：微批次减半，数学不变。"""
     original, failed = ForwardBackward._accumulate, []
 
-    def accumulate(self, x, y, iteration):
+    def accumulate(self, *given, **options):
         if not failed:
             failed.append(True)
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
-        return original(self, x, y, iteration)
+        return original(self, *given, **options)
 
     monkeypatch.setattr(ForwardBackward, "_accumulate", accumulate)
     code, out, _ = run("a", "--train_iters", "2")

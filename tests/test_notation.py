@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_writer import settings as song_settings
 
 from lyrics.cipai import find_cipai, read_cipai
 from lyrics.example import read_form
@@ -172,6 +173,28 @@ def test_tones_are_read_in_context():
 def test_rhyme_groups(song, letters):
     """相隔不远、不是同一行字的两个韵脚才算押。"""
     assert [line.rhyme or "-" for line in read_form(song).pattern] == [*letters]
+
+
+def test_time_tags_are_not_sung():
+    """LRC 的时间与歌名不是词，也不是停顿。"""
+    lrc = "[ti:风]\n[00:01.00]我在风里走\n[00:05.5][01:05]你在雨里 留\n\n[00:09]走吧"
+    assert read_form(lrc) == read_form("我在风里走\n你在雨里 留\n\n走吧")
+
+
+def test_full_width_marks_are_the_same():
+    """输入法打出来的全角竖线、减号、等号与半角的一样。"""
+    typed = "主歌｜2－2－3｜｜A｜＝hook1 ＃ 注\n主歌｜7｜｜A？\n"
+    assert is_notation(typed)
+    assert parse_form(typed) == parse_form("主歌 | 2-2-3 | | A | =hook1 # 注\n主歌 | 7 | | A?\n")
+
+
+@pytest.mark.parametrize("text", ["主歌 | 2-2-3 | | A\n", "love you\n"])
+def test_tones_to_keep_that_are_not_there_are_refused(text):
+    """样例里没有平仄，--keep_tones 不悄悄不管。"""
+    with pytest.raises(LyricsError, match="--keep_tones：样例里没有平仄"):
+        song_settings(like=text, keep_tones=True, max_tokens=None).form()
+    form = song_settings(like="主歌 | 2 | 平仄\n", keep_tones=True, max_tokens=None).form()
+    assert form.pattern[0].tones == "平仄"
 
 
 def test_a_song_without_lines():

@@ -10,6 +10,7 @@ import inference
 from generation import song_seed
 from lyrics.form import LyricsError
 from lyrics.sound import rhyme_class
+from writing.drafts import Composer
 
 
 def test_lines_and_line_chars(write):
@@ -120,3 +121,19 @@ def test_two_lengths_are_refused(trained, form, flags):
     """行数与词元数不能都定：一句话，不悄悄不管其中一个。"""
     with pytest.raises(LyricsError, match="不能同时用"):
         inference.main(["--checkpoint", str(trained), "--prompt", "我", *form, *flags])
+
+
+def test_a_break_that_no_word_can_meet_is_told(write, monkeypatch):
+    """停顿的前面放不下认得的词时，写得宽些，标准错误里说是哪几行；放得下的不说。"""
+    flags = ("--breaks", "2-2", "--lines", "3", "--seed", "1")
+    assert "停顿" not in write(*flags)[1]
+    original = Composer.line
+
+    def line(self, constraint, *rest, **options):
+        return None if constraint().rule.careful else original(self, constraint, *rest, **options)
+
+    monkeypatch.setattr(Composer, "line", line)
+    out, err = write(*flags)
+    assert counts(out) == [4, 4, 4]
+    assert "第 1、2、3 行的停顿未必在词与词之间" in err
+    assert "第 2 首第 1、2、3 行的停顿" in write(*flags, "--num_samples", "2")[1]

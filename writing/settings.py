@@ -230,6 +230,8 @@ class Settings:
         form = find_cipai(self.cipai).form if self.cipai else _read_example(self.like, self.keep_tones)
         if self.tones is not None and not any(line.tones for line in form.pattern):
             raise LyricsError(f"--tones {self.tones}：{source} 里没有平仄；从歌里读平仄，加 --keep_tones true")
+        if self.keep_tones and not any(line.tones for line in form.pattern):
+            raise LyricsError("--keep_tones：样例里没有平仄可照；请写在句式里，或去掉它")
         check_rhyme(self.rhyme)
         if self.rhyme != "none" and form.rhyme == "none":
             raise LyricsError(f"{source} 里没有押韵的行，不能用 --rhyme {self.rhyme}")

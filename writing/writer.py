@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -58,12 +58,14 @@ class Song:
         text: 歌词正文，含开头。
         decoder: 这首歌的流式解码；停在半个字上时留着没到齐的字节，接着写时补全。
         ended: 是否由模型自己收尾（写出 `</s>`）。
+        relaxed: 停顿没能收在认得的词上的各行，从 1 起。
     """
 
     tokens: list[int]
     text: str
     decoder: StreamingDecoder
     ended: bool = False
+    relaxed: list[int] = field(default_factory=list)
 
 
 class CheckedStep:
@@ -195,10 +197,18 @@ class Writer:
         finally:  # 中途停下的也能接着写
             self.replace_text(song, song.text, settings)
             song.ended = plan.ended
+            song.relaxed = [index + 1 for index in plan.relaxed]
+
+    def notices(self) -> Iterable[str]:
+        """刚写的歌里没能全守住的，一首一句。"""
+        for number, song in enumerate(self.songs, 1):
+            if song.relaxed:
+                which = f"第 {number} 首" if len(self.songs) > 1 else ""
+                yield f"{which}第 {'、'.join(map(str, song.relaxed))} 行的停顿未必在词与词之间：放不下认得的词"
 
     def replace_text(self, song: Song, text: str, settings: Settings) -> None:
         """这首歌换成 text，词元随之重来。"""
-        song.text, song.decoder = text, StreamingDecoder(self.tokenizer)
+        song.text, song.decoder, song.relaxed = text, StreamingDecoder(self.tokenizer), []
         song.tokens = self.tokenizer.song(text, settings.title or "", settings.singer or "")
 
     def replace_line(self, song: Song, number: int, line: str, settings: Settings) -> None:
