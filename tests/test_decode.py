@@ -271,6 +271,7 @@ def test_a_library_that_computes_something_else(monkeypatch, cache, tmp_path):
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_damaged_library_is_made_again(cache):
     """缓存里的库断了半截、判断被改坏：重新编译；完好的不再编译。"""
     said = []

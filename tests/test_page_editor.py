@@ -212,6 +212,7 @@ def opened(context, served) -> Page:
     return open_page(context.new_page(), served)
 
 
+@pytest.mark.slow
 def test_each_tab_keeps_its_own_song(page, served):
     """两个标签页各写各的；重开各是各的；都关了，再开是最近的，再开一个是另一首。"""
     context = page.context

@@ -127,7 +127,7 @@ def test_two_processes_equal_one(run, launch, tmp_path, split):
     assert_as_one(out, one, tmp_path / "two", loosely="muon" in split)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_gradients_are_summed_while_backward_goes_on(run, launch, tmp_path, compiled):
     """过了会重来的头几步，一块梯度齐了就开始传；与一个进程的一致。编译的一张图最后才给出梯度，结果也一样。"""
     options = (*EXACT, "--batch_size", "5", "--eval_iters", "50", "--micro_batch_size", "2")
@@ -173,7 +173,7 @@ def test_numbers_going_wrong_are_told_once(launch):
     assert out.count("权重不变") == 5
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_run_can_change_its_number_of_processes(run, launch, tmp_path, number):
     """信号只到一个进程：两个都在同一步停下并存好；换成一个进程接着训练，再换回两个，与一个进程从头到尾的一致。"""
     _, _, whole = run("whole", *EXACT)
