@@ -33,6 +33,7 @@ def test_json_nested_a_hundred_thousand_deep(workshop):
         workshop.prepare()
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_empty_songs(workshop):
     """十万首空歌：一首不漏地数出来，很快。"""
     empty = [{"lyric": []}, {}, {"lyric": "作词：某人"}, {"lyric": "\u200b"}]

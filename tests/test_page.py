@@ -220,8 +220,15 @@ CLASS_OF_LINE = {
 assert set(CLASS_OF_LINE) == set(RHYME_CLASSES)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(
+    ("scheme", "width"),
+    [
+        ("light", 1280),
+        ("dark", 390),
+        pytest.param("dark", 1280, marks=pytest.mark.slow),
+        pytest.param("light", 390, marks=pytest.mark.slow),
+    ],
+)
 def test_fits_and_is_accessible(page, scheme, width):
     """手机上不用横着滚；axe 没有严重的问题，浅色深色都是。"""
     page.set_viewport_size({"width": width, "height": 844})

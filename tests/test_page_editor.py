@@ -11,7 +11,7 @@ from served import Served
 import webui
 from lyrics.copies import CopyIndex
 
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.slow]
 
 
 @pytest.fixture
@@ -60,7 +60,6 @@ def test_copied_span_is_marked_in_the_line(page, river):
     expect(page.locator("mark.much")).to_have_count(2)
 
 
-@pytest.mark.slow
 def test_an_index_being_built_is_awaited(page, river):
     """页面开着时索引建好了：各行标出相同处，不必重开。"""
     states = iter([True, False])
@@ -212,7 +211,6 @@ def opened(context, served) -> Page:
     return open_page(context.new_page(), served)
 
 
-@pytest.mark.slow
 def test_each_tab_keeps_its_own_song(page, served):
     """两个标签页各写各的；重开各是各的；都关了，再开是最近的，再开一个是另一首。"""
     context = page.context
@@ -242,7 +240,6 @@ def test_each_tab_keeps_its_own_song(page, served):
     assert lines(latest) == ["乙的歌"]
 
 
-@pytest.mark.slow
 def test_a_copied_tab_and_one_that_slept(page, served):
     """复制出来的标签页从同一首起各写各的；睡着时被别的标签页拿去用了的，醒来另成一本，谁的也不丢。"""
     context = page.context
@@ -266,7 +263,6 @@ def test_a_copied_tab_and_one_that_slept(page, served):
     assert lines(page) == ["甲的歌"]
 
 
-@pytest.mark.slow
 def test_a_full_browser_keeps_the_song(page):
     """浏览器装满了：丢掉早的历史，现在的歌还存得下；早先的写法里的歌也认得。"""
     load(page, "第一稿")
@@ -293,7 +289,6 @@ def test_a_full_browser_keeps_the_song(page):
     assert lines(page) == longest
 
 
-@pytest.mark.slow
 def test_a_browser_that_stores_nothing(page):
     """不让存的浏览器：照样写、撤销。"""
     page.add_init_script(
@@ -369,7 +364,6 @@ def test_the_token_comes_with_the_address(served, context, page):
         assert len(lines(page)) == 4
 
 
-@pytest.mark.slow
 def test_lines_that_must_be_the_same_change_together(page):
     """词牌里一字不差的两行，换一行，另一行也换；留住的不动。"""
     page.goto(re.sub("#.*", "#cipai=如梦令&seed=1", page.url))

@@ -94,6 +94,7 @@ def assert_close(first: Path, second: Path, loosely: bool = False) -> None:
             torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-3 if loosely else 1e-4)
 
 
+@pytest.mark.slow
 def test_torchrun_trains_as_one_process_does(run, corpus, tmp_path):
     """真正的 torchrun：损失、评估与最后的权重同一个进程的一致；只有主进程显示和写文件。"""
     options = (*EXACT, "--batch_size", "5", "--eval_iters", "50")

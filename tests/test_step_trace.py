@@ -76,6 +76,7 @@ def test_a_validation_batch_is_in_half_precision(run, monkeypatch):
     assert all(trace.attention == {torch.bfloat16} for trace in traces)
 
 
+@pytest.mark.slow
 def test_the_compiled_chunked_loss_is_one_graph(run, monkeypatch):
     """编译并且分块的损失（显卡上的默认）：没有断开，20 步连同评估没有重新编译。"""
     monkeypatch.setattr(model_module, "MOST_LOGITS", 4000)
