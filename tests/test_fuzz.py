@@ -217,6 +217,7 @@ def test_spaces_between_parts_of_a_mark_are_linear(start):
         assert_clean_text(clean_text("\n".join(f"{start}{gap}我" for gap in gaps)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["今夜我", "\n", "[00:00.01]", "[", "词 ", "&lt;br&gt;"], ids=ascii)
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_megabyte_lines(tmp_path, run, suffix):
