@@ -22,6 +22,7 @@ from training import checkpoint
 from writing import loading
 from writing.writer import Writer
 
+pytest.register_assert_rewrite("browser", "served")  # 出错时看得见两边各是什么
 os.environ["OMP_NUM_THREADS"] = "1"  # 测试启动的进程也只用一个线程，见 one_thread
 
 # 用时随机器的忙闲而变，不算对错；CI 上每次同样的例子。

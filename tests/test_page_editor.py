@@ -362,6 +362,7 @@ def test_the_token_comes_with_the_address(served, context, page):
         page.reload()
         page.wait_for_selector("body[data-ready]")
         assert len(lines(page)) == 4
+        page.close()  # 先于服务：页面还在问，服务就没了，控制台里是一条错
 
 
 def test_lines_that_must_be_the_same_change_together(page):
